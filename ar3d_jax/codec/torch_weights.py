@@ -1,0 +1,150 @@
+"""Codec weights by the published names: state dict <-> `Codec`.
+
+The shipped tiny codec is stored in the same layout (safetensors), so one reader serves
+both. Names follow from attribute names (see `vqvae.py`); arrays differ only in the order
+of axes: torch keeps convolutions as [out, in, x, y, z], we keep [x, y, z, in, out].
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ar3d_jax.codec.vqvae import Codec
+from ar3d_jax.config import CodecConfig
+from ar3d_jax.errors import UserError
+
+_RENAMES = {
+    "encoder": "Encoder",
+    "decoder": "Decoder",
+    "out_norm": "out_layer.0",
+    "out_conv": "out_layer.2",
+    "codebook": "vq.embeddings.weight",
+}
+
+
+def _name(path: tuple) -> str:
+    keys = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path]
+    return ".".join(_RENAMES.get(key, key) for key in keys if key not in ("value", "raw_value"))
+
+
+def named_leaves(codec: Codec) -> dict[str, jax.Array]:
+    """The codec's arrays, in our layout, by their published names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(codec)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> CodecConfig:
+    """The sizes that a state dict of these shapes belongs to.
+
+    The resolution is not in the weights: 4 latent cells make one code, and a codec
+    is built for the grid whose coarsest level the published one has (16 cells at
+    64^3); `load` takes another resolution where it is given.
+    """
+    try:
+        codes, code_size = shapes["vq.embeddings.weight"]
+        channels = [shapes["Encoder.input_layer.weight"][0]]
+        blocks, index, count = [], 0, 0
+        while any(name.startswith(f"Encoder.blocks.{index}.") for name in shapes):
+            down = shapes.get(f"Encoder.blocks.{index}.conv.weight")
+            if down is None:
+                count += 1
+            else:
+                blocks.append(count)
+                channels.append(down[0])
+                count = 0
+            index += 1
+        blocks.append(count)
+        middle = 0
+        while f"Encoder.middle_block.{middle}.norm1.weight" in shapes:
+            middle += 1
+    except KeyError as error:
+        raise UserError(
+            f"the codec weights have no tensor {error.args[0]!r}; expected a state dict "
+            "of the 3D VQ-VAE (3DVQVAE.bin or its safetensors)"
+        ) from None
+    return CodecConfig(
+        channels=tuple(channels),
+        blocks=tuple(blocks),
+        middle_blocks=middle,
+        latent_channels=code_size // 4,
+        codes=codes,
+        resolution=16 * 2 ** (len(channels) - 1),
+    )
+
+
+def _to_torch(array: np.ndarray) -> np.ndarray:
+    return array.transpose(4, 3, 0, 1, 2) if array.ndim == 5 else array
+
+
+def _from_torch(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 4, 1, 0) if array.ndim == 5 else array
+
+
+def from_state_dict(tensors: Mapping[str, np.ndarray], config: CodecConfig) -> Codec:
+    """The codec holding `tensors`, in float32.
+
+    Raises:
+        UserError: naming all tensors that are missing, unexpected or of a wrong shape.
+    """
+    template = jax.eval_shape(lambda key: Codec(config, key), jax.random.key(0))
+    expected = named_leaves(template)
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors)]
+    problems += [f"{name} is unexpected" for name in sorted(tensors.keys() - expected)]
+    leaves = []
+    for name, leaf in expected.items():
+        if name not in tensors:
+            continue
+        value = _from_torch(np.asarray(tensors[name]))
+        if value.shape != leaf.shape:
+            want = _to_torch(np.empty(leaf.shape, np.bool_)).shape
+            problems.append(f"{name} is {tuple(tensors[name].shape)}, expected {want}")
+        leaves.append(jnp.asarray(value, jnp.float32))
+    if problems:
+        raise UserError(
+            f"the codec weights do not fit {config}: {'; '.join(problems[:5])}"
+            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        )
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
+    """The codec stored at `path`, a safetensors file; sizes are read from its shapes.
+
+    Args:
+        path: safetensors file with the published tensor names, any float type.
+        config: the sizes that the weights must have; None takes the file's.
+
+    Raises:
+        UserError: the file is missing, unreadable or of other sizes than `config`.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            resolution = (file.metadata() or {}).get("resolution")
+        tensors = safetensors.numpy.load_file(str(path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"codec weights {path} cannot be read ({error}); expected a safetensors "
+            "file of the 3D VQ-VAE"
+        ) from None
+    found = infer_config({name: tensor.shape for name, tensor in tensors.items()})
+    if resolution:
+        found = dataclasses.replace(found, resolution=int(resolution))
+    if config is not None:
+        found = dataclasses.replace(config)
+    return from_state_dict(tensors, found)
+
+
+def save(codec: Codec, path: str | pathlib.Path, dtype: np.typing.DTypeLike) -> None:
+    """Writes the codec as safetensors of `dtype`, by the published names."""
+    tensors = {
+        name: np.ascontiguousarray(_to_torch(np.asarray(leaf, dtype)))
+        for name, leaf in named_leaves(codec).items()
+    }
+    metadata = {"resolution": str(codec.config.resolution)}
+    safetensors.numpy.save_file(tensors, str(path), metadata)

@@ -1,0 +1,180 @@
+"""Command lines: absl flags in, a checked config (or plain flag values) out.
+
+`run_config` is for commands with a config file (`train`, `sft`, `train_codec`), where
+every field is a flag of its own: `--config.optim.lr=1e-5`. `run` is for all others.
+Whatever a user can get wrong here ends as a `UserError`: one line, exit status 2.
+
+ml_collections' own `config_flags` is not used: it refuses a second `--config`, which
+`launch/local.sh` needs (the last one wins), names only the last part of an unknown
+field, and prints a traceback for an unknown preset. What fields exist and which values
+they may have is in `config.py`.
+"""
+
+import ast
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from ar3d_jax.config import from_config_dict, to_dict
+from ar3d_jax.errors import UserError, exit_on_user_error
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Calls `main([command])` once absl's `flags.FLAGS` are parsed.
+
+    Takes the place of `absl.app.run`, which ends with a page of text and status 1.
+    """
+    with exit_on_user_error():
+        parse(flags.FLAGS, sys.argv)
+        main(sys.argv[:1])
+
+
+def run_config(
+    main: Callable[[Any, str], None], *, section: type, config_file: str, workdir: str
+) -> None:
+    """Calls `main(config, workdir)` for a command with `--config` and `--workdir`.
+
+    Args:
+        main: the command; its `config` is a `section`.
+        section: the dataclass that the config file fills.
+        config_file: the default of `--config`.
+        workdir: the default of `--workdir`.
+    """
+    with exit_on_user_error():
+        main(*parse_config(sys.argv, section, config_file, workdir))
+
+
+def parse(
+    values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False
+) -> None:
+    """Fills `values` from a command line. `--help` prints the flags and exits.
+
+    Args:
+        values: absl's flags, declared.
+        argv: the command line; its first item is the command's name.
+        known_only: pass over flags that were not declared.
+
+    Raises:
+        UserError: an unknown flag, a bad or missing value, a stray argument.
+    """
+    if not known_only and not {"-h", "--help"}.isdisjoint(argv):
+        print(f"{sys.modules['__main__'].__doc__ or ''}\n{values.get_help()}")
+        sys.exit(0)
+    values.set_gnu_getopt(known_only)  # else the value of a passed-over flag ends it
+    try:
+        stray = values(argv, known_only=known_only)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists the flags") from None
+    if stray and not known_only:
+        raise UserError(f"unexpected argument {stray[0]!r}; expected --name=value")
+
+
+def parse_config(
+    argv: Sequence[str], section: type, config_file: str, workdir: str
+) -> tuple[Any, str]:
+    """The config and the workdir that a command line asks for.
+
+    Raises:
+        UserError: as `parse`; a config file that is missing or fails; an unknown
+            preset; a value that the config refuses.
+    """
+    # The file comes first: its values are the defaults of the fields' flags.
+    files = _define_files(config_file, workdir)
+    parse(files, argv, known_only=True)
+    fields = to_dict(from_config_dict(load_config_file(files.config), section))
+
+    values = _define_files(config_file, workdir)
+    _define_fields(values, fields, "config.")
+    parse(values, argv)
+    # Libraries have flags of their own and refuse to read them before a parse.
+    flags.FLAGS.mark_as_parsed()
+    config = from_config_dict(_collect_fields(values, fields, "config."), section)
+    return config, values.workdir
+
+
+def load_config_file(path: str) -> Any:
+    """What get_config() of FILE.py returns, or get_config(PRESET) of FILE.py:PRESET.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    file, _, preset = path.partition(":")
+    if not os.path.isfile(file):
+        raise UserError(f"config file {file!r} not found; expected FILE.py[:PRESET]")
+    try:
+        return runpy.run_path(file)["get_config"](*([preset] if preset else []))
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's file raises
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"config file {path!r} fails{where}: {type(error).__name__}: {error}; "
+            "expected a file with get_config([PRESET])"
+        ) from error
+
+
+class _FieldParser(flags.ArgumentParser):
+    """A flag's text as a Python value. `from_config_dict` checks that it fits."""
+
+    def __init__(self, default: Any):
+        self.kind = type(default)
+
+    def parse(self, argument: Any) -> Any:
+        """Texts stay texts where the field is one; a lone item makes a tuple."""
+        if self.kind is str or not isinstance(argument, str):
+            return argument
+        try:
+            value = ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            value = {"true": True, "false": False}.get(argument.lower(), argument)
+        lone = self.kind is tuple and not isinstance(value, list | tuple)
+        return (value,) if lone else value
+
+
+def _define_files(config_file: str, workdir: str) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "config",
+        config_file,
+        "file with get_config(), a preset after a colon: FILE.py[:PRESET]",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        workdir,
+        "folder of the run, which goes on where it has a checkpoint",
+        flag_values=values,
+    )
+    return values
+
+
+def _define_fields(values: flags.FlagValues, fields: dict, prefix: str) -> None:
+    for name, default in fields.items():
+        if isinstance(default, dict):
+            _define_fields(values, default, f"{prefix}{name}.")
+            continue
+        flag = flags.Flag(
+            parser=_FieldParser(default),
+            serializer=flags.ArgumentSerializer(),
+            name=prefix + name,
+            default=default,
+            help_string="",
+            boolean=isinstance(default, bool),  # --config.x and --noconfig.x
+        )
+        flags.DEFINE_flag(flag, values)
+
+
+def _collect_fields(values: flags.FlagValues, fields: dict, prefix: str) -> dict:
+    return {
+        name: _collect_fields(values, default, f"{prefix}{name}.")
+        if isinstance(default, dict)
+        else values[prefix + name].value
+        for name, default in fields.items()
+    }

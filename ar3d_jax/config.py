@@ -1,0 +1,398 @@
+"""The configuration: one frozen dataclass per section, checked when it is built.
+
+A run's values come from `configs/*.py` as an `ml_collections.ConfigDict`, overridden by
+`--config.section.field=value`; `from_config_dict` turns them into a `Config`, and from
+there each function receives its own section. Frozen dataclasses are hashable, so a
+section can be a static argument of a jitted function.
+
+Every field carries a comment: the paper's value (arXiv 2512.10949v1), or our choice and
+the reason. Values that only later parts of the project implement are refused here.
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+from ar3d_jax.errors import UserError
+
+COARSE_ROLES = ("preference", "alignment", "category")
+REFINED_ROLES = ("preference", "quality", "consistency", "parts")
+
+
+def _require(condition: bool, field: str, value: object, rule: str) -> None:
+    if not condition:
+        raise UserError(f"config field {field} is {value!r}; expected {rule}")
+
+
+def _choice(field: str, value: str, *choices: str) -> None:
+    _require(value in choices, field, value, "one of " + ", ".join(choices))
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The Qwen2.5-type decoder. Sizes of `weights` win over nothing: they must agree."""
+
+    weights: str = "embedded"  # a Hugging Face folder; embedded: the shipped tiny policy
+    vocab_size: int = 2048  # tiny: our text BPE + codes + marks, padded; 7B: 159,872
+    width: int = 192  # tiny: our choice, fits the 12 s step on 2 cores; 7B: 3,584
+    layers: int = 4  # tiny: our choice; 7B: 28
+    heads: int = 6  # query heads; 7B: 28
+    kv_heads: int = 2  # grouped-query attention; 7B: 4
+    head_size: int = 32  # 7B: 128
+    mlp_width: int = 512  # SwiGLU; 7B: 18,944
+    rope_theta: float = 1e6  # Qwen2.5's
+    rms_eps: float = 1e-6  # Qwen2.5's
+    tied: bool = False  # one matrix for embedding and head; 7B: separate
+    max_positions: int = 1024  # prompt + plan + shape must fit; 7B: 128,000
+    dtype: str = "float32"  # of parameters and activations; bfloat16 on accelerators
+    remat: bool = True  # recompute blocks in the backward pass: memory for 1/3 time
+    scan_decode: bool = False  # layers by lax.scan in decoding; unrolled is 2.5x faster on CPU
+
+    def __post_init__(self) -> None:
+        """Raises UserError where sizes do not fit each other."""
+        _require(self.heads % self.kv_heads == 0, "policy.heads", self.heads, f"a multiple of policy.kv_heads={self.kv_heads}")
+        _require(self.head_size % 2 == 0, "policy.head_size", self.head_size, "an even number (RoPE pairs)")
+        _choice("policy.dtype", self.dtype, "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+    """The 3D VQ-VAE: resolution**3 voxels <-> `tokens` codes."""
+
+    weights: str = "embedded"  # a safetensors file; embedded: the shipped tiny codec
+    resolution: int = 32  # tiny: our choice; published: 64
+    channels: tuple[int, ...] = (8, 16, 96)  # fine to coarse: most per second of CPU; published: 32, 128, 512
+    blocks: tuple[int, ...] = (0, 1, 1)  # residual blocks per width; published: 2, 2, 2
+    middle_blocks: int = 1  # residual blocks at the coarsest grid; published: 2
+    latent_channels: int = 8  # published; 4 cells along z make one 32-number code
+    codes: int = 2048  # codebook; tiny: our choice; published: 8,192
+
+    def __post_init__(self) -> None:
+        """Raises UserError where sizes do not fit each other."""
+        factor = 2 ** (len(self.channels) - 1)
+        _require(self.resolution % (4 * factor) == 0, "codec.resolution", self.resolution, f"a multiple of {4 * factor} (codes cover 4 latent cells along z)")
+        _require(len(self.blocks) == len(self.channels), "codec.blocks", self.blocks, f"{len(self.channels)} numbers, one per entry of codec.channels")
+
+    @property
+    def latent_resolution(self) -> int:
+        """Latent cells along one side."""
+        return self.resolution // 2 ** (len(self.channels) - 1)
+
+    @property
+    def tokens(self) -> int:
+        """Shape tokens per object, M: 4 latent cells along z each."""
+        return self.latent_resolution**3 // 4
+
+    @property
+    def code_size(self) -> int:
+        """Numbers in one code."""
+        return 4 * self.latent_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How the policy is sampled."""
+
+    plans: bool = True  # the paper's method; off: table 3's "without plan"
+    plan_tokens: int = 48  # most tokens of a plan, each; paper: open (30-130 words in print)
+    prompt_tokens: tuple[int, ...] = (64, 128)  # prompt lengths that are compiled for; longer is refused
+    temperature: float = 1.0  # paper: open; 1 samples the policy that is trained
+    top_k: int = 0  # 0 keeps all; paper: open
+    top_p: float = 1.0  # 1 keeps all; paper: open
+    full_vocabulary: bool = False  # shape tokens from codes only, our choice: no malformed mesh
+    ahead: int = 0  # rollouts started before their scores are in; only 0 so far
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(self.temperature > 0, "rollout.temperature", self.temperature, "a number above 0")
+        _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a number in (0, 1]")
+        _require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 (off) or more")
+        _require(self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more")
+        _require(tuple(sorted(self.prompt_tokens)) == self.prompt_tokens and bool(self.prompt_tokens), "rollout.prompt_tokens", self.prompt_tokens, "ascending lengths")
+        _require(not self.full_vocabulary, "rollout.full_vocabulary", True, "False (the full vocabulary is not built yet)")
+        _require(self.plans, "rollout.plans", False, "True (rollouts without plans are not built yet)")
+        _require(self.ahead == 0, "rollout.ahead", self.ahead, "0 (rollouts ahead are not built yet)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Equations 9-14."""
+
+    lam: float = 1.0  # lambda of equation 9: refined reward added to the coarse; paper: 1.0
+    clip_low: float = 0.2  # paper: open; DAPO's 0.2
+    clip_high: float = 0.28  # decoupled clip, best row of table 2; DAPO's 0.28
+    kl_coef: float = 0.01  # beta of equation 13; paper: 0.01
+    aggregation: str = "token"  # equation 11: tokens of one group averaged, then groups
+    importance: str = "token"  # ratio per token (12); sequence: GSPO, one row of table 2
+    updates_per_rollout: int = 1  # paper: 1; only 1 so far
+    dynamic_sampling: str = "off"  # DAPO's resampling, table 2; only off so far
+    max_resample: int = 0  # rounds of dynamic sampling; only 0 so far
+    micro_batch: int = 16  # rows in one gradient pass: memory only, the result is the same
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _choice("objective.aggregation", self.aggregation, "token", "token_batch", "sequence")
+        _choice("objective.importance", self.importance, "token", "sequence")
+        _require(self.updates_per_rollout == 1, "objective.updates_per_rollout", self.updates_per_rollout, "1 (more is not built yet)")
+        _choice("objective.dynamic_sampling", self.dynamic_sampling, "off")
+        _require(self.max_resample == 0, "objective.max_resample", self.max_resample, "0 (dynamic sampling is not built yet)")
+        _require(0 <= self.clip_low < 1 and self.clip_high >= 0, "objective.clip_low/clip_high", (self.clip_low, self.clip_high), "0 <= clip_low < 1 and clip_high >= 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorersConfig:
+    """Which scorer fills each role; `embedded` are the shipped stand-ins."""
+
+    preference: str = "embedded"  # paper: HPS v2.1
+    alignment: str = "embedded"  # paper: UnifiedReward-Think-qwen-7b
+    category: str = "embedded"  # paper: Qwen2.5-VL-7B
+    quality: str = "embedded"  # paper: UnifiedReward-2.0-qwen-7b
+    consistency: str = "embedded"  # paper: Qwen2.5-VL-7B
+    parts: str = "embedded"  # paper: ShapeLLM
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a scorer that does not exist."""
+        for role, name in dataclasses.asdict(self).items():
+            _choice(f"rewards.scorers.{role}", name, "embedded")
+
+
+@dataclasses.dataclass(frozen=True)
+class CoarseWeights:
+    """Weights in R_high, equation 7."""
+
+    preference: float = 1.0  # paper: 1
+    alignment: float = 1.0  # paper: 1
+    category: float = 1.0  # paper: 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinedWeights:
+    """Weights in R_low, equation 8, on top of its divisors 3, 3 and 2."""
+
+    preference: float = 1.0  # paper: 1
+    quality: float = 1.0  # paper: 1, of quality / 3
+    consistency: float = 1.0  # paper: 1, of consistency / 3
+    parts: float = 1.0  # paper: 1, of parts / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """Each score's weight per step; 0 means the scorer is not asked."""
+
+    coarse: CoarseWeights = CoarseWeights()  # roles of equation 7
+    refined: RefinedWeights = RefinedWeights()  # roles of equation 8
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardsConfig:
+    """The reward ensemble and the process that computes it."""
+
+    scorers: ScorersConfig = ScorersConfig()  # scorer per role
+    weights: WeightsConfig = WeightsConfig()  # weight per step and role
+    ensemble: str = "both"  # Hi-GRPO scores both steps; one-step variants come later
+    backend: str = "local"  # scorers live in this host's sidecar
+    on_failure: str = "drop"  # a rollout whose score is missing is left out; stop: end the run
+    deadline_s: float = 120.0  # per step's scores; then missing. Our choice: 10x the usual
+    threads: int = 1  # torch threads of the sidecar; 1 on 2 cores beside two workers
+    points: int = 2048  # surface points per object for category and parts; our choice
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that do not exist."""
+        _choice("rewards.ensemble", self.ensemble, "both")
+        _choice("rewards.backend", self.backend, "local")
+        _choice("rewards.on_failure", self.on_failure, "drop", "stop")
+        _require(self.deadline_s > 0, "rewards.deadline_s", self.deadline_s, "seconds above 0")
+
+    def roles(self, step: str) -> tuple[str, ...]:
+        """Roles of the "coarse" or "refined" step that have a weight: those are scored."""
+        weights = dataclasses.asdict(getattr(self.weights, step))
+        return tuple(role for role, weight in weights.items() if weight != 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderConfig:
+    """Cameras and the processes that draw."""
+
+    views: int = 6  # paper: six views, for rewards and for evaluation
+    size: int = 224  # pixels along one side; paper: open; the scorers' input size
+    pitch_deg: float = 30.0  # elevation; paper: open
+    radius: float = 2.0  # camera distance, object's longest side = 1; TRELLIS's
+    fov_deg: float = 40.0  # TRELLIS's
+    workers: int = 2  # drawing processes; one per core
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(self.views >= 1, "render.views", self.views, "1 or more")
+        _require(self.workers >= 1, "render.workers", self.workers, "1 or more")
+        _require(self.size >= 16, "render.size", self.size, "16 pixels or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 1e-4  # tiny: our choice for 60 steps of a small model; paper: 1e-6 at 7B
+    warmup_steps: int = 5  # linear from 0; paper: open
+    b1: float = 0.9  # paper: open; the usual
+    b2: float = 0.95  # paper: open; the usual for RL of language models
+    eps: float = 1e-8  # paper: open; the usual
+    weight_decay: float = 0.01  # paper: open; small
+    grad_clip: float = 1.0  # global norm; paper: open
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices: fsdp * tp must be their number."""
+
+    fsdp: int = 1  # parameters and batch split this many ways
+    tp: int = 1  # heads and MLP split this many ways; 7B's 4 KV heads allow 1, 2, 4
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a mesh without devices."""
+        _require(self.fsdp >= 1 and self.tp >= 1, "mesh.fsdp/tp", (self.fsdp, self.tp), "1 or more each")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How prompts reach training."""
+
+    shuffle: bool = True  # a new order each epoch, from the run's seed
+    column: str = ""  # column of a .csv/.jsonl with the text; empty: prompt, else captions
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation during training."""
+
+    prompts: int = 4  # fixed held-out prompts drawn into samples/; our choice: one screen
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What a run leaves behind."""
+
+    keep_checkpoints: int = 3  # the last k stay; a truncated one falls back to the one before
+    samples_every: int = 10  # steps between samples/step_N; our choice
+    tensorboard: bool = True  # event files beside metrics.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    preset: str = "tiny"  # which preset of the config file this came from
+    steps: int = 60  # optimiser steps; paper: 1,200
+    seed: int = 0  # of sampling and shuffling; every random number follows from it
+    prompts: str = "catalog"  # catalog: the embedded prompts; else a .txt, .csv or .jsonl file
+    prompts_per_step: int = 4  # paper: 16
+    group_size: int = 8  # G; paper: 8
+    paradigm: str = "higrpo"  # the paper's method; one-step grpo comes later
+    checkpoint_every: int = 10  # steps; our choice: minutes of work at risk
+    eval_every: int = 0  # 0: off; held-out judging comes later
+    policy: PolicyConfig = PolicyConfig()  # the language model
+    codec: CodecConfig = CodecConfig()  # shape tokens <-> voxels
+    rollout: RolloutConfig = RolloutConfig()  # sampling
+    objective: ObjectiveConfig = ObjectiveConfig()  # the loss
+    rewards: RewardsConfig = RewardsConfig()  # scores
+    render: RenderConfig = RenderConfig()  # pictures
+    optim: OptimConfig = OptimConfig()  # AdamW
+    mesh: MeshConfig = MeshConfig()  # devices
+    data: DataConfig = DataConfig()  # prompts
+    evaluation: EvaluationConfig = EvaluationConfig()  # held-out
+    log: LogConfig = LogConfig()  # outputs
+
+    def __post_init__(self) -> None:
+        """Raises UserError where sections do not fit each other."""
+        _require(self.steps >= 1, "steps", self.steps, "1 or more")
+        _require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "1 or more")
+        _require(self.group_size >= 2, "group_size", self.group_size, "2 or more: an advantage compares a group's rollouts")
+        _require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "1 or more")
+        _choice("paradigm", self.paradigm, "higrpo")
+        _require(self.eval_every == 0, "eval_every", self.eval_every, "0 (held-out judging is not built yet)")
+        rows = self.prompts_per_step * self.group_size
+        _require(rows % self.objective.micro_batch == 0 and self.objective.micro_batch % self.group_size == 0, "objective.micro_batch", self.objective.micro_batch, f"a multiple of group_size={self.group_size} that divides {rows} rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecTrainingConfig:
+    """One training of the codec, `train_codec.py`."""
+
+    codec: CodecConfig = CodecConfig()  # its sizes; weights are not read
+    catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
+    steps: int = 4000  # our choice: about an hour on 2 cores
+    batch: int = 8  # objects per step; our choice: more steps beat larger ones here
+    seed: int = 0  # of weights, order and augmentation
+    lr: float = 2e-3  # peak; our choice for a small network and few steps
+    lr_warmup: int = 100  # steps from 0 to lr; our choice
+    warmup: int = 800  # steps without quantisation; our choice: a fifth
+    kmeans_batches: int = 64  # batches whose latents start the codebook; our choice
+    commitment: float = 0.25  # beta of the commitment loss; published
+    code_decay: float = 0.98  # moving average of the codebook; our choice: 50 steps
+    average_decay: float = 0.998  # of the weights; TRELLIS 0.9999 for far more steps
+    eval_every: int = 200  # steps between held-out measurements; our choice
+    checkpoint_every: int = 100  # steps; our choice: two minutes of work at risk
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(self.steps > self.warmup, "steps", self.steps, f"more than warmup={self.warmup}")
+        _require(self.batch >= 1, "batch", self.batch, "1 or more")
+
+
+def _is_section(kind: object) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def _check_type(field: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`, or a UserError; ints pass as floats, lists as tuples."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, (list, tuple)):
+            return tuple(_check_type(field, v, item) for v in value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise UserError(f"config field {field} is {value!r} ({type(value).__name__}); expected {name}")
+
+
+def _build(section: type, values: Any, path: str) -> Any:
+    hints = typing.get_type_hints(section)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"unknown config field {path}{unknown[0]}; expected one of {', '.join(hints)}")
+    arguments = {}
+    for name, value in values.items():
+        kind = hints[name]
+        nested = _is_section(kind)
+        if nested and not hasattr(value, "items"):
+            raise UserError(f"config field {path}{name} is {value!r}; expected a section with fields {', '.join(typing.get_type_hints(kind))}")
+        arguments[name] = _build(kind, dict(value.items()), f"{path}{name}.") if nested else _check_type(path + name, value, kind)
+    return section(**arguments)
+
+
+def from_config_dict(values: Any, section: type = Config) -> Any:
+    """The frozen section built from a ConfigDict or nested dict; raises UserError."""
+    return _build(section, dict(values.items()), "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of a section, as written to `workdir/config.json`."""
+    return dataclasses.asdict(config)
+
+
+def to_config_dict(config: Any) -> Any:
+    """Locked ConfigDict with the same fields: what a config file returns."""
+    import ml_collections
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return ml_collections.ConfigDict({k: convert(v) for k, v in value.items()}, convert_dict=False)
+        return value
+
+    return convert(to_dict(config)).lock()

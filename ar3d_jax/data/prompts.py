@@ -1,0 +1,232 @@
+"""Prompts for reinforcement learning: from a file to shuffled, resumable batches.
+
+`PromptSource` is what training iterates over; `held_out_prompts` gives the fixed ones
+that are drawn into `samples/`. Files: `.txt` (one prompt per line), `.csv` and `.jsonl`
+(column `prompt` or `captions`; several captions as a JSON list, one of which is chosen
+anew each epoch). The word `catalog` stands for the shipped prompts, which
+`python -m ar3d_jax.data.catalog --prompts=FILE` wrote. Training examples with shapes
+are `sft_examples.py`; tokens are made by `policy.tokenizer`.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from ar3d_jax.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "tiny" / "prompts.jsonl"
+SUFFIXES = (".txt", ".csv", ".jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The user's text for one object, and a name for it in files."""
+
+    id: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """One row of a prompt file.
+
+    Attributes:
+        id: Its `id` where the file has one, else file name and line.
+        texts: The prompt, or several captions of one object.
+        held_out: Never trained on.
+    """
+
+    id: str
+    texts: tuple[str, ...]
+    held_out: bool = False
+
+
+def read_prompts(source: str, column: str = "") -> list[PromptRow]:
+    """All rows of a prompt file that have a text.
+
+    Args:
+        source: `catalog`, or the path of a .txt, .csv or .jsonl file.
+        column: Name of the column with the texts; empty: `prompt`, else `captions`.
+
+    Raises:
+        UserError: No such file, another type of file, not UTF-8, malformed, without the
+            column, or without any prompt.
+    """
+    path = SHIPPED if source == "catalog" else Path(source)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"prompts file {source}: expected a {', '.join(SUFFIXES)} file")
+    text = _decode(path)
+    if path.suffix.lower() == ".txt":
+        cells = [(n, {"prompt": line}) for n, line in enumerate(text.split("\n"), 1)]
+        column = "prompt"
+    elif path.suffix.lower() == ".csv":
+        cells = list(_csv_rows(text, path))
+    else:
+        cells = list(_json_rows(text, path))
+    column = column or _text_column(cells, path)
+    rows = [_row(values, line, column, path) for line, values in cells]
+    rows = [row for row in rows if row.texts]
+    if not rows:
+        raise UserError(f"prompts file {path} has no prompts; expected one per line")
+    return rows
+
+
+def _decode(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"prompts file {path}: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")  # spreadsheets write a byte-order mark
+    except UnicodeDecodeError as error:
+        # Positions count from the end of a byte-order mark; bytes to its line do not.
+        start = error.start + len(data) - len(error.object)
+        line = data.count(b"\n", 0, start) + 1
+        raise UserError(
+            f"prompts file {path}, line {line}: byte 0x{data[start]:02x} at position "
+            f"{start} is not UTF-8; convert the file"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text), restkey="", strict=True)
+    try:
+        for values in reader:
+            yield reader.line_num, values
+    except csv.Error as error:
+        raise UserError(
+            f"prompts file {path}, line {reader.line_num}: malformed CSV ({error})"
+        ) from error
+
+
+def _json_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"prompts file {path}, line {number}: malformed JSON ({error})"
+            ) from error
+        if not isinstance(values, dict):
+            raise UserError(
+                f"prompts file {path}, line {number}: expected a JSON object, "
+                f'e.g. {{"prompt": "a chair"}}'
+            )
+        yield number, values
+
+
+def _text_column(cells: list[tuple[int, dict[str, Any]]], path: Path) -> str:
+    """`prompt` or `captions`, whichever the file has."""
+    if not cells:
+        raise UserError(f"prompts file {path} has no prompts; expected one per line")
+    return next(
+        (name for name in ("prompt", "captions") if name in cells[0][1]), "prompt"
+    )
+
+
+def _row(values: dict[str, Any], line: int, column: str, path: Path) -> PromptRow:
+    if column not in values:
+        there = ", ".join(str(name) for name in values if name)
+        wanted = f"a column {column}" + (" or captions" if column == "prompt" else "")
+        raise UserError(
+            f"prompts file {path}, line {line}: columns are {there}; expected "
+            f"{wanted}; config.data.column names another"
+        )
+    value = values[column]
+    # TRELLIS's metadata hold the captions of an object as a JSON list in a CSV cell.
+    if column != "prompt" and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"prompts file {path}, line {line}: column {column} is a malformed "
+                f"JSON list ({error})"
+            ) from error
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"prompts file {path}, line {line}: column {column} is {value!r}; "
+            "expected a text or a list of texts"
+        )
+    clean = tuple(words for text in texts if (words := " ".join(text.split())))
+    name = values.get("id") or f"{path.stem}-{line}"
+    return PromptRow(str(name), clean, held_out=values.get("held_out") is True)
+
+
+class PromptSource:
+    """Endless batches of prompts, one pass over the file after the other.
+
+    The order, and which caption of a row is used, follow from the seed and the position
+    alone; `get_state` is that position. Each host takes every `shards`-th prompt.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        batch: int,
+        seed: int,
+        shuffle: bool = True,
+        column: str = "",
+        shard: int = 0,
+        shards: int = 1,
+    ):
+        """Reads the file; raises UserError as `read_prompts`."""
+        rows = [row for row in read_prompts(source, column) if not row.held_out]
+        if not rows:
+            raise UserError(
+                f"prompts {source}: all rows are held out, none to train on"
+            )
+        prompts = grain.MapDataset.source(rows)
+        if shuffle:
+            prompts = prompts.shuffle(seed=seed)
+        # Repeated before it is shared out, so that hosts get equally many and a short
+        # file leaves none without.
+        prompts = prompts.seed(seed).repeat().random_map(_choose)[shard::shards]
+        batches = prompts.batch(batch, batch_fn=list)
+        # Reading is from memory: threads would only cost.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        self.rows = rows
+        self._batches = iter(batches.to_iter_dataset(options))
+
+    def __iter__(self) -> "PromptSource":
+        return self
+
+    def __next__(self) -> list[Prompt]:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as JSON."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on after the batch where `get_state` was called."""
+        self._batches.set_state(state)
+
+
+def _choose(row: PromptRow, rng: np.random.Generator) -> Prompt:
+    return Prompt(row.id, row.texts[int(rng.integers(len(row.texts)))])
+
+
+def held_out_prompts(source: str, count: int, column: str = "") -> list[Prompt]:
+    """The same first `count` prompts in every run, never trained on if there are such.
+
+    Rows marked `held_out` in file order. A file without them gives its first rows,
+    which are then also trained on: a user's file is short and all of it is meant.
+
+    Raises:
+        UserError: As `read_prompts`.
+    """
+    rows = read_prompts(source, column)
+    chosen = [row for row in rows if row.held_out] or rows
+    return [Prompt(row.id, row.texts[0]) for row in chosen[:count]]

@@ -1,0 +1,63 @@
+"""The one error that a user can cause, and how a command ends because of it.
+
+Library code raises `UserError` with one line: what was given, what was expected, what
+to do. `exit_on_user_error` turns it into that line on stderr and exit status 2.
+Anything else is a bug and keeps its traceback.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# What a disk says that only its owner can mend.
+_DISK_ERRORS = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.ENOTDIR: "choose a folder, not a file",
+    errno.EEXIST: "choose a folder, not a file",
+}
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: given, expected, remedy."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full, read-only or forbidden disk met inside into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        number = _disk_errno(error)
+        if number not in _DISK_ERRORS:
+            raise
+        remedy = _DISK_ERRORS[number]
+        raise UserError(
+            f"cannot write {path}: {os.strerror(number)}; {remedy}"
+        ) from error
+
+
+def _disk_errno(error: Exception) -> int:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # TensorStore, under Orbax: "... No space left on device [os_error_code='28']".
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else 0
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Ends the process with status 2 and one line if a `UserError` reaches here."""
+    try:
+        yield
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(2)

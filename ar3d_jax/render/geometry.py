@@ -1,0 +1,49 @@
+"""What is drawn and scored besides a mesh's triangles: its normals and surface points.
+
+Numpy only, like everything that render workers import.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from ar3d_jax.codec.surface import Mesh
+
+
+def _face_normals(mesh: Mesh) -> Float[np.ndarray, "m 3"]:
+    """Outward normals, each as long as twice its triangle's area."""
+    a, b, c = (mesh.vertices[mesh.faces[:, k]] for k in range(3))
+    return np.cross(b - a, c - a)
+
+
+def vertex_normals(mesh: Mesh) -> Float[np.ndarray, "n 3"]:
+    """Unit normals: the area-weighted mean over the triangles at each vertex.
+
+    A vertex without area around it has the normal 0.
+    """
+    corners = mesh.faces.ravel()
+    per_corner = np.repeat(_face_normals(mesh), 3, axis=0)
+    count = len(mesh.vertices)
+    sums = [np.bincount(corners, per_corner[:, axis], count) for axis in range(3)]
+    normals = np.stack(sums, 1)
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    return (normals / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def surface_points(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "count 3"]:
+    """`count` points spread evenly over the surface; the same for the same seed.
+
+    Raises:
+        ValueError: the mesh has no area to put points on.
+    """
+    edges = np.cumsum(np.linalg.norm(_face_normals(mesh), axis=1), dtype=np.float64)
+    if not len(edges) or edges[-1] <= 0:
+        raise ValueError("a mesh without area has no surface points")
+    random = np.random.default_rng(seed)
+    face = np.searchsorted(edges, random.random(count) * edges[-1], side="right")
+    face = np.minimum(face, len(edges) - 1)  # the product may round up to the end
+    a, b, c = (mesh.vertices[mesh.faces[face, k]] for k in range(3))
+    # Uniform in a triangle: fold the far half of the parallelogram back.
+    u, v = random.random((2, count, 1))
+    far = u + v > 1
+    u, v = np.where(far, 1 - u, u), np.where(far, 1 - v, v)
+    return (a + u * (b - a) + v * (c - a)).astype(np.float32)

@@ -1,0 +1,87 @@
+"""A render worker: `python -m ar3d_jax.render.workers SOCKET_FD RING_FD`.
+
+Logits in a slot become views and surface points in the same slot. Started and kept
+alive by `rewards/client.py`; the slots and the messages are in `rewards/wire.py`. Never
+loads jax: `draw_object` is all that a picture needs, here and wherever one is drawn
+offline.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from ar3d_jax.codec import surface
+from ar3d_jax.config import RenderConfig, from_config_dict
+from ar3d_jax.render.geometry import surface_points
+from ar3d_jax.render.renderer import Renderer
+from ar3d_jax.rewards import wire
+
+
+def draw_object(
+    renderer: Renderer,
+    logits: Float[np.ndarray, "R R R"],
+    views: UInt8[np.ndarray, "V H W 3"],
+    points: Float[np.ndarray, "n 3"],
+) -> int:
+    """Fills `views` and `points` from the logits' surface; how many points are valid.
+
+    That is all of them, or 0 for an object without a surface, which is drawn as an
+    empty picture. The points' seed comes from the logits: equal logits give equal bits
+    in any worker, slot and order.
+
+    Raises:
+        ValueError: the logits are not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError("the logits are not finite")
+    mesh = surface.extract(logits)
+    renderer.draw(mesh, views)
+    points[:] = 0.0
+    if not len(mesh.faces):
+        return 0
+    digest = hashlib.blake2b(logits.tobytes(), digest_size=8).digest()
+    points[:] = surface_points(mesh, len(points), int.from_bytes(digest, "little"))
+    return len(points)
+
+
+@contextlib.contextmanager
+def _prepare(config: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
+    # Mesa: draw in this thread (there is a worker per core), leave no cache behind.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    os.environ.setdefault("MESA_SHADER_CACHE_DISABLE", "true")
+    renderer = Renderer(from_config_dict(config, RenderConfig))
+
+    def draw(request: dict[str, Any]) -> dict[str, Any]:
+        slot, sequence = request["draw"], request["sequence"]
+        started, problem = time.perf_counter(), None
+        try:
+            if ring.sequence[slot] != sequence:
+                raise ValueError(f"slot {slot} holds another object than announced")
+            ring.point_count[slot] = draw_object(
+                renderer, ring.logits[slot], ring.views[slot], ring.points[slot]
+            )
+            ring.drawn[slot] = sequence
+        except Exception as error:  # one object's failure is one object's
+            traceback.print_exc()
+            problem = f"{type(error).__name__}: {error}"
+        seconds = time.perf_counter() - started
+        return {
+            "drawn": slot,
+            "sequence": sequence,
+            "seconds": seconds,
+            "error": problem,
+        }
+
+    with renderer:
+        yield draw
+
+
+if __name__ == "__main__":
+    wire.run_child(_prepare)

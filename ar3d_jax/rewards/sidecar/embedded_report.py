@@ -1,0 +1,140 @@
+"""What the embedded scorers are worth on objects they never saw.
+
+Two questions: do captions and views of held-out objects find each other, and does every
+role put the right object above another one, that above a damaged one, and dust last?
+The answers are in `scorers.json`, under `report`.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES
+from ar3d_jax.data.catalog import Catalog
+from ar3d_jax.rewards.sidecar import pictures
+from ar3d_jax.rewards.sidecar.scorers import embedded, networks
+
+ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES))
+
+# Name of a condition -> (damage, strength, whether the prompt is another object's).
+CONDITIONS: dict[str, tuple[str, float, bool]] = {
+    "right": ("", 0.0, False),
+    "other class": ("", 0.0, True),
+    "columns 10%": ("foreign_columns", 0.1, False),
+    "columns 25%": ("foreign_columns", 0.25, False),
+    "columns 50%": ("foreign_columns", 0.5, False),
+    "chunks 50%": ("missing_chunks", 0.5, False),
+    "dust added": ("dust", 0.5, False),
+    "blob": ("blob", 1.0, False),
+    "only dust": ("only_dust", 1.0, False),
+}
+
+
+def retrieval(
+    scorer: embedded.EmbeddedScorer, views: Sequence[np.ndarray], texts: Sequence[str]
+) -> dict[str, float]:
+    """How often the own caption or object is first, or among five, by mean cosine.
+
+    Objects that share a caption count as each other's.
+    """
+    with torch.inference_mode():
+        pictures_of = torch.stack(
+            [scorer.view(networks.grey_pictures(v))[0].mean(0) for v in views]
+        )
+        similar = (pictures_of @ scorer.text(texts).T).numpy()
+    own = np.array([[a == b for b in texts] for a in texts])
+    result: dict[str, float] = {"objects": len(texts)}
+    for name, table, right in (
+        ("image to text", similar, own),
+        ("text to image", similar.T, own.T),
+    ):
+        best = np.where(right, table, -np.inf).max(axis=1, keepdims=True)
+        rank = ((table > best) & ~right).sum(axis=1)
+        for top in (1, 5):
+            result[f"{name}, top {top}"] = round(float((rank < top).mean()), 3)
+    for top in (1, 5):
+        result[f"chance, top {top}"] = round(min(1.0, top * float(own.mean())), 3)
+    return result
+
+
+def score_all(
+    scorer: embedded.EmbeddedScorer,
+    drawn: pictures.Pictures,
+    texts: Sequence[str],
+) -> tuple[dict[str, float], list[float]]:
+    """Mean of each role, and the seconds that each object took."""
+    scores, seconds = [], []
+    for row, text in enumerate(texts):
+        views = np.repeat(drawn.views[row][..., None], 3, axis=-1)
+        points = drawn.points[row].astype(np.float32)
+        points = points if np.ptp(points) > 0 else points[:0]  # nothing was drawn
+        started = time.perf_counter()
+        answer = scorer.score(text, views, points, ROLES)
+        seconds.append(time.perf_counter() - started)
+        scores.append([answer[role][0] for role in ROLES])
+    means = np.mean(scores, axis=0)
+    return {r: round(float(m), 3) for r, m in zip(ROLES, means, strict=True)}, seconds
+
+
+def measure(
+    weights: Path,
+    catalog: Catalog,
+    kinds: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    *,
+    processes: int,
+) -> dict[str, Any]:
+    """Retrieval and a table of roles and conditions, on the held-out objects.
+
+    Args:
+        weights: The written weights file.
+        catalog: All objects.
+        kinds: Class of each.
+        texts: Captions of each; the fourth, with proportions and parts, is used.
+        processes: Drawing processes.
+    """
+    scorer = embedded.EmbeddedScorer(weights)
+    rows = np.flatnonzero(catalog.held_out)
+    rng = np.random.default_rng(0)
+    own = [texts[row][3] for row in rows]
+    strangers = [
+        texts[rng.choice([r for r in rows if kinds[r] != kinds[row]])][3] for row in rows
+    ]
+    shapes = [
+        pictures.Shape(
+            catalog.packed[row], catalog.packed[rng.choice(rows)], kind, strength, (7, i)
+        )
+        for kind, strength, _ in CONDITIONS.values()
+        for i, row in enumerate(rows)
+    ]
+    repeated = np.tile(rows, len(CONDITIONS))
+    drawn = pictures.draw_shapes(
+        shapes, repeated, catalog.extents[repeated], processes=processes
+    )
+    roles, seconds = {}, []
+    for number, (name, (_, _, stranger)) in enumerate(CONDITIONS.items()):
+        part = drawn.take(np.arange(len(rows)) + number * len(rows))
+        roles[name], took = score_all(scorer, part, strangers if stranger else own)
+        seconds += took
+    whole = [v[..., None] for v in drawn.views[: len(rows)]]
+    return {
+        "retrieval": retrieval(scorer, whole, own),
+        "roles": roles,
+        "ms_per_object": round(1e3 * statistics.median(seconds), 1),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report as a table to print."""
+    lines = ["held-out objects", "", f"{'':14}" + "".join(f"{r:>12}" for r in ROLES)]
+    for name, means in report["roles"].items():
+        lines.append(f"{name:14}" + "".join(f"{means[role]:12.3f}" for role in ROLES))
+    lines.append("")
+    lines += [f"{name}: {value}" for name, value in report["retrieval"].items()]
+    return "\n".join([*lines, f"ms per object: {report['ms_per_object']}"])

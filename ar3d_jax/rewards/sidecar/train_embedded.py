@@ -1,0 +1,471 @@
+r"""Trains the embedded scorers on the catalog's training objects.
+
+    python -m ar3d_jax.data.catalog --out=DIR
+    python -m ar3d_jax.data.augmentation --catalog=DIR
+    python -m ar3d_jax.rewards.sidecar.train_embedded --catalog=DIR --out=FILE
+
+writes FILE (.safetensors, fp16) and, beside it, .json: classes, tables and what was
+measured on held-out objects. The default FILE is the shipped one. Drawn pictures are kept in
+DIR/pictures_*.npz, so a second training starts at once.
+
+1. draw changed and damaged copies of every object (`pictures.py`, `damage.py`);
+2. views and captions: symmetric InfoNCE, where a damaged picture belongs to its caption
+   as far as its fidelity goes, and to "no object" for the rest; two judges regress
+   fidelity and cleanliness;
+3. points: cross-entropy over classes, softened by fidelity in the same way;
+4. limits of part checks and the logistic of the match, the latter on training objects
+   that step 2 did not see;
+5. write, read back, and measure on held-out objects (`embedded_report.py`).
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from absl import app, flags
+from torch.nn import functional
+from tqdm import tqdm
+
+from ar3d_jax.data import captions
+from ar3d_jax.data.augmentation import load_augmented
+from ar3d_jax.data.catalog import Catalog, load_catalog
+from ar3d_jax.errors import exit_on_user_error
+from ar3d_jax.rewards.sidecar import embedded_report, pictures
+from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
+
+COPIES = (0, 2, 4, 6, 8, 10, 12, 14, 1, 3)  # of augmentation.py: even ones face the front
+DAMAGED_SHARE = 0.5
+TUNE_ONE_IN = 12  # training objects kept for the match's logistic: unseen by step 2
+FEWEST = 5  # training objects of a class of its own; smaller ones go together
+WORD_DROPOUT = 0.15  # prompts of users lack words and have others
+SHIFT = 8  # pixels that a picture may be moved
+SAME_CLASS = 0.1  # a caption of the same class is this right, beside 1 for the own
+EXAMPLES = 4  # a class with fewer takes its group's examples for part checks
+LEAST_CONTRAST = 0.06  # between members and strangers: below, a part cannot be checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """The catalog as the scorers see it.
+
+    Attributes:
+        catalog: The records.
+        kind: Class of each object, small classes put together.
+        classes: All of them, sorted.
+        words: Nouns -> class.
+    """
+
+    catalog: Catalog
+    kind: list[str]
+    classes: list[str]
+    words: dict[str, str]
+
+
+def sort_into_classes(catalog: Catalog) -> Objects:
+    """Classes with FEWEST training objects stay, others join "other <group>"."""
+    table = captions.table()["classes"]
+    records = catalog.objects
+    count = collections.Counter(r["class"] for r in records if not r["held_out"])
+    merged = {
+        name: name if count[name] >= FEWEST else f"other {row['group']}"
+        for name, row in table.items()
+    }
+    count = collections.Counter(
+        merged[r["class"]] for r in records if not r["held_out"]
+    )
+    merged = {k: v if count[v] >= FEWEST else "other" for k, v in merged.items()}
+    kind = [merged[record["class"]] for record in records]
+    words = {w: merged[name] for name, row in table.items() for w in row["words"]}
+    return Objects(catalog, kind, sorted(set(kind)), words)
+
+
+def texts_of(record: Mapping[str, Any], extents: Sequence[float]) -> list[str]:
+    """Captions to train on: the prompts, which state parts and proportions."""
+    return captions.prompts(record, [float(side) for side in extents])
+
+
+class Batches:
+    """Random batches of pictures with their captions or points, forever."""
+
+    def __init__(
+        self, drawn: pictures.Pictures, objects: Objects, rows: np.ndarray, seed: int
+    ) -> None:
+        self.drawn, self.objects = drawn, objects
+        self.rng = np.random.default_rng(seed)
+        self.whole: dict[int, list[int]] = collections.defaultdict(list)
+        self.hurt: dict[int, list[int]] = collections.defaultdict(list)
+        for row in rows:
+            of = self.hurt if drawn.kind[row] else self.whole
+            of[int(drawn.object[row])].append(int(row))
+        self.things = np.array(sorted(set(self.whole) & set(self.hurt)))
+        self.label = {k: i for i, k in enumerate(objects.classes)}
+
+    def pick(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of `size` different objects: whole ones, then damaged ones."""
+        things = self.rng.choice(self.things, size, replace=False)
+        rows = [self.rng.choice(self.whole[int(t)]) for t in things]
+        hurt = [self.rng.choice(self.hurt[int(t)]) for t in things]
+        return np.array(rows), np.array(hurt)
+
+    def views(self, rows: np.ndarray) -> torch.Tensor:
+        """One random view of each row, moved a little and lit a little differently."""
+        view = self.rng.integers(self.drawn.views.shape[1], size=len(rows))
+        grey = self.drawn.views[rows, view].astype(np.float32)
+        padded = np.pad(1.0 - grey / 255.0, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
+        x, y = self.rng.integers(2 * SHIFT + 1, size=(2, len(rows)))
+        size = networks.SIZE
+        moved = [p[a : a + size, b : b + size] for p, a, b in zip(padded, x, y, strict=True)]
+        light = self.rng.uniform(0.9, 1.1, (len(rows), 1, 1)).astype(np.float32)
+        return torch.from_numpy((np.stack(moved) * light)[:, None])
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """One random caption of each row, with words left out."""
+        chosen = []
+        for row in rows:
+            record = self.objects.catalog.objects[self.drawn.object[row]]
+            texts = texts_of(record, self.drawn.extents[row])
+            words = texts[self.rng.integers(len(texts))].split()
+            kept = [w for w in words if self.rng.random() >= WORD_DROPOUT]
+            chosen.append(" ".join(kept or words))
+        return chosen
+
+    def clouds(self, rows: np.ndarray, count: int) -> torch.Tensor:
+        """Some of each row's points, normalised as in scoring, slightly moved."""
+        chosen = []
+        for row in rows:
+            points = self.drawn.points[row].astype(np.float32)
+            some = parts.cloud(points)[self.rng.permutation(parts.CLOUD)[:count]]
+            stretch = self.rng.uniform(0.9, 1.1, 3)
+            chosen.append(some * stretch + self.rng.normal(0, 0.01, some.shape))
+        return torch.from_numpy(np.stack(chosen).astype(np.float32))
+
+    def labels(self, rows: np.ndarray) -> torch.Tensor:
+        """Class numbers."""
+        return torch.tensor(
+            [self.label[self.objects.kind[self.drawn.object[row]]] for row in rows]
+        )
+
+    def measures(self, rows: np.ndarray) -> torch.Tensor:
+        """Fidelity and cleanliness."""
+        return torch.from_numpy(self.drawn.measures[rows])
+
+
+def contrastive_loss(
+    vectors: torch.Tensor,
+    texts: torch.Tensor,
+    none: torch.Tensor,
+    fidelity: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """Symmetric InfoNCE with soft targets.
+
+    Rows 0..B-1 of `vectors` are whole pictures of captions 0..B-1, rows B..2B-1 damaged
+    ones of the same. A picture of fidelity q belongs to its caption with weight q (and
+    SAME_CLASS q to captions of its class) and to "no object" with 1 - q. A caption
+    belongs to its whole picture; its own damaged one is neither right nor wrong.
+    """
+    size = len(texts)
+    logits = embedded.SHARPNESS * vectors @ torch.cat([texts, none[None]]).T
+    alike = SAME_CLASS * (labels[:, None] == labels[None]).float()
+    alike = alike.fill_diagonal_(1.0)
+    alike = (alike / alike.sum(1, keepdim=True)).repeat(2, 1)
+    target = torch.cat([alike * fidelity[:, None], 1 - fidelity[:, None]], dim=1)
+    to_text = functional.cross_entropy(logits, target)
+    own_damaged = torch.zeros(2 * size, size, dtype=torch.bool)
+    own_damaged[size:] = torch.eye(size, dtype=torch.bool)
+    to_picture = logits[:, :size].masked_fill(own_damaged, -1e9).T
+    right = torch.cat([alike[:size], torch.zeros(size, size)], dim=1)
+    return (to_text + functional.cross_entropy(to_picture, right)) / 2
+
+
+def _optimise(
+    modules: Sequence[torch.nn.Module], steps: int, name: str, lr: float
+) -> Iterator[torch.optim.Optimizer]:
+    """AdamW with a warm-up and a cosine; yields before each step is to be computed."""
+    weights = [p for module in modules for p in module.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, lr, total_steps=steps, pct_start=0.05
+    )
+    for module in modules:
+        module.train()
+    for _ in tqdm(range(steps), desc=name, unit="step", mininterval=5):
+        optimiser.zero_grad()
+        yield optimiser
+        optimiser.step()
+        schedule.step()
+    for module in modules:
+        module.eval()
+
+
+def train_encoders(
+    batches: Batches, *, steps: int, size: int = 64
+) -> tuple[networks.ViewEncoder, networks.TextEncoder]:
+    """Step 2 of the module's list."""
+    view, text = networks.ViewEncoder(), networks.TextEncoder()
+    for _ in _optimise([view, text], steps, "views and captions", 2e-3):
+        whole, hurt = batches.pick(size)
+        rows = np.concatenate([whole, hurt])
+        vectors, judged = view(batches.views(rows))
+        measures = batches.measures(rows)
+        loss = contrastive_loss(
+            vectors,
+            text(batches.texts(whole)),
+            text.no_object(),
+            measures[:, 0],
+            batches.labels(whole),
+        )
+        loss = loss + functional.binary_cross_entropy_with_logits(judged, measures)
+        loss.backward()
+    return view, text
+
+
+def train_points(
+    batches: Batches, *, steps: int, size: int = 48
+) -> networks.PointClassifier:
+    """Step 3 of the module's list."""
+    classes = len(batches.objects.classes)
+    points = networks.PointClassifier(classes)
+    for _ in _optimise([points], steps, "points", 3e-3):
+        whole, hurt = batches.pick(size)
+        rows = np.concatenate([whole, hurt[: size // 2]])
+        fidelity = batches.measures(rows)[:, :1]
+        kind = functional.one_hot(batches.labels(rows), classes).float()
+        target = torch.cat([kind * fidelity, 1 - fidelity], dim=1)
+        logits = points(batches.clouds(rows, parts.CLOUD // 2))
+        functional.cross_entropy(logits, target, label_smoothing=0.05).backward()
+    return points
+
+
+def part_limits(
+    grids: np.ndarray, kinds: Sequence[str]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Class -> part -> (overlap of strangers, overlap of members); see `parts.py`.
+
+    Parts by which strangers cannot be told from members are left out, except the one
+    that tells most.
+    """
+    table, kind = captions.table()["classes"], np.array(kinds)
+    soft = parts.soften(grids)
+    limits = {}
+    for name in sorted(set(kinds)):
+        members = np.flatnonzero(kind == name)
+        found = {}
+        for part in table[name]["parts"] if name in table else ("body",):
+            best_of_strangers, best_of_members = [], []
+            for row, grid in enumerate(soft):
+                # An object is no example for itself.
+                examples = members[members != row]
+                best = parts.overlap(grid, soft[examples], part).max()
+                (best_of_members if kind[row] == name else best_of_strangers).append(best)
+            limit = float(np.mean(best_of_strangers)), float(np.median(best_of_members))
+            found[part] = tuple(round(value, 4) for value in limit)
+        contrast = {part: member - stranger for part, (stranger, member) in found.items()}
+        clearest = max(contrast, key=lambda part: contrast[part])
+        stranger, member = found[clearest]
+        # Members and strangers as good as alike: some room for a slope between them.
+        found[clearest] = stranger, max(member, stranger + LEAST_CONTRAST)
+        limits[name] = {
+            part: limit
+            for part, limit in found.items()
+            if contrast[part] >= LEAST_CONTRAST or part == clearest
+        }
+    return limits
+
+
+def match_logistic(
+    scorer: embedded.EmbeddedScorer,
+    drawn: pictures.Pictures,
+    objects: Objects,
+    rows: np.ndarray,
+) -> tuple[float, float]:
+    """Slope and offset that turn margins into probabilities.
+
+    Fitted on own captions, right as far as the picture's fidelity goes, and on as many
+    captions of other classes.
+    """
+    rng = np.random.default_rng(0)
+    margins, targets = [], []
+    kind = np.array([objects.kind[thing] for thing in drawn.object])
+    for row in rows:
+        with torch.inference_mode():
+            vectors, _ = scorer.view(networks.grey_pictures(drawn.views[row][..., None]))
+        stranger = rng.choice(rows[kind[rows] != kind[row]])
+        for other, right in ((row, float(drawn.measures[row, 0])), (stranger, 0.0)):
+            record = objects.catalog.objects[drawn.object[other]]
+            text = str(rng.choice(texts_of(record, drawn.extents[other])))
+            with torch.inference_mode():
+                margins.append(scorer.margins(text, vectors))
+            targets.append(torch.full((len(vectors),), right))
+    x, y = torch.cat(margins).clone(), torch.cat(targets)
+    line = torch.tensor([0.5, 0.0], requires_grad=True)
+    optimiser = torch.optim.LBFGS([line], max_iter=100)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = functional.binary_cross_entropy_with_logits(line[0] * x + line[1], y)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    slope, offset = line.tolist()
+    return round(slope, 4), round(offset, 4)
+
+
+def write(
+    path: Path,
+    modules: Mapping[str, torch.nn.Module],
+    bank: torch.Tensor,
+    grids: np.ndarray,
+    facts: embedded.Facts,
+) -> None:
+    """The weights file and the facts beside it."""
+    tensors = {
+        f"{prefix}.{name}": value.half()
+        for prefix, module in modules.items()
+        for name, value in module.state_dict().items()
+        if value.dtype.is_floating_point
+    }
+    tensors["bank"] = bank.half()
+    tensors["examples"] = torch.from_numpy(np.packbits(grids.reshape(len(grids), -1), 1))
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(tensors, path)
+    text = json.dumps(dataclasses.asdict(facts), indent=1)
+    # Lists of numbers on one line each: the file is read by people, too.
+    path.with_suffix(".json").write_text(text + "\n", "utf-8")
+
+
+def _kept(path: Path, draw: Callable[[], pictures.Pictures]) -> pictures.Pictures:
+    if not path.is_file():
+        pictures.save(draw(), path)
+    return pictures.load(path)
+
+
+def draw_all(
+    folder: Path, catalog: Catalog, seed: int, processes: int
+) -> tuple[pictures.Pictures, pictures.Pictures]:
+    """Changed training objects, half of them damaged; all objects as they are.
+
+    Kept in the folder under a name that changes with what is drawn.
+    """
+    changed = load_augmented(folder / "augmented.npz")
+    copies = len(changed.object) // len(set(changed.object.tolist()))
+    rows = np.flatnonzero(np.isin(np.arange(len(changed.object)) % copies, COPIES))
+    digest = hashlib.blake2b(changed.packed.tobytes(), digest_size=6)
+    digest.update(catalog.packed.tobytes() + repr((COPIES, DAMAGED_SHARE, seed)).encode())
+
+    def draw(packed, things, extents, share):
+        shapes = pictures.plan_shapes(packed, things, damaged_share=share, seed=seed)
+        return pictures.draw_shapes(shapes, things, extents, processes=processes)
+
+    things = np.arange(len(catalog))
+    return (
+        _kept(
+            folder / f"pictures_changed_{digest.hexdigest()}.npz",
+            lambda: draw(
+                changed.packed[rows],
+                changed.object[rows],
+                changed.extents[rows],
+                DAMAGED_SHARE,
+            ),
+        ),
+        _kept(
+            folder / f"pictures_unchanged_{digest.hexdigest()}.npz",
+            lambda: draw(catalog.packed, things, catalog.extents, 0.0),
+        ),
+    )
+
+
+def train(
+    catalog_folder: Path, out: Path, *, steps: int, points_steps: int, seed: int,
+    processes: int,
+) -> embedded.Facts:
+    """The five steps of the module's list; the facts that were written."""
+    torch.manual_seed(seed)
+    objects = sort_into_classes(load_catalog(catalog_folder))
+    records = objects.catalog.objects
+    changed, unchanged = draw_all(
+        catalog_folder, objects.catalog, seed, processes
+    )
+    training = np.flatnonzero(~objects.catalog.held_out)
+    tuning = training[::TUNE_ONE_IN]
+    for_tuning = np.isin(changed.object, tuning)
+    batches = Batches(changed, objects, np.flatnonzero(~for_tuning), seed)
+    view, text = train_encoders(batches, steps=steps)
+    everything = Batches(changed, objects, np.arange(len(changed)), seed)
+    points = train_points(everything, steps=points_steps)
+
+    grids = np.stack(
+        [parts.occupancy(unchanged.points[i].astype(np.float32)) for i in training]
+    )
+    kinds = [objects.kind[i] for i in training]
+    rng = np.random.default_rng(seed)
+    told = [str(rng.choice(texts_of(records[i], records[i]["extents"]))) for i in training]
+    with torch.inference_mode():
+        bank = text(told)
+    facts = embedded.Facts(
+        classes=objects.classes,
+        words=objects.words,
+        bank=kinds,
+        examples={k: [i for i, of in enumerate(kinds) if of == k] for k in set(kinds)},
+        limits=part_limits(grids, kinds),
+        match=(1.0, 0.0),
+        report={},
+    )
+    modules = {"view": view, "text": text, "points": points}
+    write(out, modules, bank, grids, facts)
+    scorer = embedded.EmbeddedScorer(out)
+    match = match_logistic(scorer, changed, objects, np.flatnonzero(for_tuning))
+    facts = dataclasses.replace(facts, match=match)
+    write(out, modules, bank, grids, facts)
+    texts = [texts_of(record, record["extents"]) for record in records]
+    report = embedded_report.measure(
+        out, objects.catalog, objects.kind, texts, processes=processes
+    )
+    facts = dataclasses.replace(facts, report=report)
+    write(out, modules, bank, grids, facts)
+    return facts
+
+
+FLAGS = flags.FLAGS
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("catalog", None, "folder of the catalog", required=True)
+    flags.DEFINE_string("out", str(embedded.WEIGHTS), "weights to write, .safetensors")
+    flags.DEFINE_integer("steps", 1500, "of views and captions", 1)
+    flags.DEFINE_integer("points_steps", 800, "of points", 1)
+    flags.DEFINE_integer("seed", 0, "of all random numbers")
+    flags.DEFINE_integer("threads", multiprocessing.cpu_count(), "of torch", 1)
+    flags.DEFINE_integer("processes", multiprocessing.cpu_count(), "that draw", 1)
+
+
+def main(_: list[str]) -> None:
+    """Trains, writes and says what was measured."""
+    with exit_on_user_error():
+        torch.set_num_threads(FLAGS.threads)
+        facts = train(
+            Path(FLAGS.catalog),
+            Path(FLAGS.out),
+            steps=FLAGS.steps,
+            points_steps=FLAGS.points_steps,
+            seed=FLAGS.seed,
+            processes=FLAGS.processes,
+        )
+        print(embedded_report.as_text(facts.report))
+        size = Path(FLAGS.out).stat().st_size
+        print(f"{FLAGS.out}: {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

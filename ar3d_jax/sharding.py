@@ -1,0 +1,110 @@
+"""Where arrays live: the device mesh, every layout of the project, and two helpers.
+
+Explicit sharding mode: a layout is part of an array's type, so a contraction that would
+need a hidden collective fails when it is traced. Mesh axes are ("fsdp", "tp"); one
+device is the 1x1 mesh, so there are no "is there a mesh?" branches. Everything that uses
+a layout runs under `jax.set_mesh`.
+
+Letters are those of `shapes.py`.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from ar3d_jax.errors import UserError
+
+# Parameters. Stacked ones have a leading, unsharded layer axis L (see `Decoder`).
+EMBED_VD = P("tp", "fsdp")
+HEAD_DV = P("fsdp", "tp")
+NORM_D = P(None)
+QKV_DKPH = P("fsdp", "tp", None, None)
+QKVBIAS_KPH = P("tp", None, None)
+OUT_KQHD = P("tp", None, None, "fsdp")
+GATEUP_DEF = P("fsdp", None, "tp")
+DOWN_FD = P("tp", "fsdp")
+
+# Activations.
+ROWS_B = P("fsdp")
+TOKENS_BT = P("fsdp", None)
+ACT_BTD = P("fsdp", None, None)
+ACT_BTKPH = P("fsdp", None, "tp", None, None)
+ACT_BTEF = P("fsdp", None, None, "tp")
+LOGITS_BTV = P("fsdp", None, "tp")
+DRAW_BV = P("fsdp", None)  # one row's vocabulary on one device, to draw from it
+
+# Attention: heads first, so that a product per head is contiguous.
+HEADS_BKQTH = P("fsdp", "tp", None, None, None)
+KEYS_BKHS = P("fsdp", "tp", None, None)
+VALUES_BKSH = P("fsdp", "tp", None, None)
+SCORES_BKQTS = P("fsdp", "tp", None, None, None)
+
+
+def make_mesh(fsdp: int = 1, tp: int = 1) -> jax.sharding.Mesh:
+    """The ("fsdp", "tp") mesh over the first fsdp * tp devices.
+
+    Raises:
+        UserError: fewer devices are there than asked for.
+    """
+    devices = jax.devices()
+    if fsdp * tp > len(devices):
+        raise UserError(
+            f"mesh.fsdp={fsdp} x mesh.tp={tp} asks for {fsdp * tp} devices; "
+            f"{len(devices)} are there ({devices[0].platform}): lower one of them"
+        )
+    return jax.make_mesh(
+        (fsdp, tp),
+        ("fsdp", "tp"),
+        axis_types=(jax.sharding.AxisType.Explicit,) * 2,
+        devices=devices[: fsdp * tp],
+    )
+
+
+def fold_in_name(key: jax.Array, name: str) -> jax.Array:
+    """A key of its own for `name`: adding a parameter does not reshuffle the others."""
+    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+    return jax.random.fold_in(key, int.from_bytes(digest, "big") & 0x7FFFFFFF)
+
+
+def param(
+    key: jax.Array,
+    name: str,
+    shape: tuple[int, ...],
+    spec: P,
+    *,
+    dtype: Any,
+    scale: float | None = None,
+    fan_in: int | None = None,
+) -> nnx.Param:
+    """A parameter: normal of `scale` (default fan_in**-0.5), laid out as `spec`.
+
+    `scale=0` gives zeros; norms' weights are made with `ones`.
+    """
+    if scale == 0:
+        value = jnp.zeros(shape, dtype, out_sharding=spec)
+    else:
+        scale = scale if scale is not None else 1 / math.sqrt(fan_in or shape[0])
+        value = jax.random.normal(
+            fold_in_name(key, name), shape, jnp.float32, out_sharding=spec
+        )
+        value = (value * scale).astype(dtype)
+    return nnx.Param(value)
+
+
+def ones(shape: tuple[int, ...], spec: P, *, dtype: Any) -> nnx.Param:
+    """A norm's weight."""
+    return nnx.Param(jnp.ones(shape, dtype, out_sharding=spec))
+
+
+def einsum(
+    equation: str, *operands: jax.Array, out: P, accumulate: Any = None
+) -> jax.Array:
+    """`jnp.einsum` laid out as `out`; `accumulate` is the result's dtype if given."""
+    return jnp.einsum(
+        equation, *operands, out_sharding=out, preferred_element_type=accumulate
+    )

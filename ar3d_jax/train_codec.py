@@ -1,0 +1,264 @@
+"""Trains the shape codec: `python -m ar3d_jax.train_codec --config=configs/codec.py`.
+
+    voxels -> encoder -> nearest codes -> decoder -> logits -> Dice + cross-entropy
+
+1. Without quantisation first, until latents mean something.
+2. K-means of the latents then starts the codebook; from there on codes are a moving
+   average of the latents assigned to them, and dead codes move to latents in use.
+3. Weights that are kept are a moving average, too. Every `eval_every` steps the voxel
+   IoU of held-out objects is measured.
+
+The grids are `data/augmentation.py`'s, turned and mirrored once more on the fly. What
+comes out is `codec.safetensors`, read by `codec/torch_weights.py`.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float
+from tqdm import tqdm
+
+from ar3d_jax import command
+from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.codec import torch_weights
+from ar3d_jax.codec.quantizer import Codebook, kmeans, nearest_codes, update_codebook
+from ar3d_jax.codec.vqvae import Codec
+from ar3d_jax.codec.voxels import unpack
+from ar3d_jax.config import CodecTrainingConfig, to_dict
+from ar3d_jax.data.augmentation import AugmentedVoxels, load_augmented
+from ar3d_jax.data.catalog import load_catalog
+from ar3d_jax.errors import UserError, writing
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CodecState:
+    """Everything that a step changes.
+
+    Attributes:
+        codec: the weights that are trained; their codebook is `codebook.codes`.
+        average: moving average of the weights.
+        opt_state: AdamW's.
+        codebook: codes and the statistics they follow from.
+        step: steps done.
+    """
+
+    codec: Codec
+    average: Codec
+    opt_state: optax.OptState
+    codebook: Codebook
+    step: jax.Array
+
+
+def reconstruction_loss(
+    logits: Float[Array, "B R R R"], voxels: Bool[Array, "B R R R"]
+) -> Float[Array, ""]:
+    """Dice + cross-entropy, mean over objects.
+
+    Dice as TRELLIS trains its structure VAE: 1 - (2 sum(p y) + 1) / (sum p + sum y + 1).
+    The cross-entropy beside it is our choice: it keeps a gradient where Dice saturates.
+    """
+    y = voxels.astype(jnp.float32)
+    p = jax.nn.sigmoid(logits)
+    axes = (1, 2, 3)
+    overlap = 2 * jnp.sum(p * y, axes) + 1
+    dice = 1 - overlap / (jnp.sum(p, axes) + jnp.sum(y, axes) + 1)
+    # Surfaces fill some 5% of the grid; the sum is over voxels, per occupied voxel.
+    cross = optax.sigmoid_binary_cross_entropy(logits, y)
+    return jnp.mean(dice + jnp.sum(cross, axes) / (jnp.sum(y, axes) + 1))
+
+
+def make_optimizer(config: CodecTrainingConfig) -> optax.GradientTransformation:
+    """AdamW, warm-up and cosine decay to 1% of `lr`."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.lr, config.lr_warmup, config.steps, config.lr / 100
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=1e-4),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "quantise"), donate_argnames="state"
+)
+def train_step(
+    state: CodecState,
+    voxels: Bool[Array, "B R R R"],
+    key: jax.Array,
+    *,
+    config: CodecTrainingConfig,
+    quantise: bool,
+) -> tuple[CodecState, dict[str, jax.Array]]:
+    """One step of AdamW and, with `quantise`, of the codebook; (state, metrics)."""
+    codes = state.codebook.codes
+
+    def loss_fn(codec: Codec) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        latents = codec.latents(voxels)
+        if not quantise:
+            return reconstruction_loss(codec.decode_latents(latents), voxels), (
+                latents,
+                jnp.zeros(()),
+            )
+        nearest = codes[nearest_codes(latents, codes)]
+        # Straight-through: the decoder's gradient reaches the encoder unchanged.
+        through = latents + jax.lax.stop_gradient(nearest - latents)
+        commitment = jnp.mean((latents - jax.lax.stop_gradient(nearest)) ** 2)
+        loss = reconstruction_loss(codec.decode_latents(through), voxels)
+        return loss + config.commitment * commitment, (latents, commitment)
+
+    (loss, (latents, commitment)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.codec
+    )
+    updates, opt_state = make_optimizer(config).update(
+        gradient, state.opt_state, state.codec
+    )
+    codec = optax.apply_updates(state.codec, updates)
+    decay = jnp.minimum(config.average_decay, (1 + state.step) / (10 + state.step))
+    average = jax.tree.map(
+        lambda a, w: decay * a + (1 - decay) * w, state.average, codec
+    )
+    codebook, used = state.codebook, jnp.zeros(())
+    if quantise:
+        flat = latents.reshape(-1, latents.shape[-1])
+        codebook, used = update_codebook(codebook, flat, key, config.code_decay)
+    state = CodecState(codec, average, opt_state, codebook, state.step + 1)
+    return state, {"loss": loss, "commitment": commitment, "codes_used": used}
+
+
+@functools.partial(jax.jit, static_argnames="quantise")
+def iou(
+    codec: Codec, voxels: Bool[Array, "B R R R"], *, quantise: bool
+) -> Float[Array, " B"]:
+    """Voxel IoU of each object with its reconstruction."""
+    latents = codec.latents(voxels)
+    if quantise:
+        codes = codec.codebook.get_value()
+        latents = codes[nearest_codes(latents, codes)]
+    found = codec.decode_latents(latents) > 0
+    axes = (1, 2, 3)
+    return jnp.sum(found & voxels, axes) / jnp.sum(found | voxels, axes)
+
+
+def draw_batch(
+    rows: AugmentedVoxels, step: int, config: CodecTrainingConfig
+) -> np.ndarray:
+    """Step `step`'s grids [batch, R, R, R], each turned by quarters and mirrored."""
+    rng = np.random.default_rng((config.seed, step))
+    grids = rows.voxels(rng.integers(len(rows.object), size=config.batch))
+    for i, (quarter, mirror) in enumerate(rng.integers((4, 2), size=(config.batch, 2))):
+        grid = np.rot90(grids[i], quarter, axes=(0, 1))
+        grids[i] = grid[::-1] if mirror else grid
+    return grids
+
+
+def start_codebook(
+    state: CodecState, rows: AugmentedVoxels, config: CodecTrainingConfig
+) -> CodecState:
+    """`state` with the codebook that k-means finds in the latents of random grids."""
+    latents = jax.jit(Codec.latents)
+    batches = [
+        latents(state.codec, draw_batch(rows, config.steps + i, config))
+        for i in range(config.kmeans_batches)
+    ]
+    flat = jnp.concatenate(batches).reshape(-1, config.codec.code_size)
+    codes = kmeans(flat, config.codec.codes, jax.random.key(config.seed))
+    return dataclasses.replace(state, codebook=Codebook.of(codes))
+
+
+def evaluate(state: CodecState, voxels: np.ndarray, *, quantise: bool) -> float:
+    """Mean IoU over `voxels` [n, R, R, R] with the averaged weights."""
+    codec = averaged(state)
+    batches = np.array_split(voxels, -(-len(voxels) // 16))
+    return float(
+        np.mean(np.concatenate([iou(codec, b, quantise=quantise) for b in batches]))
+    )
+
+
+def averaged(state: CodecState) -> Codec:
+    """The codec to keep: averaged weights with the codebook."""
+    leaves, structure = jax.tree.flatten(state.average)
+    names = list(torch_weights.named_leaves(state.average))
+    leaves[names.index("vq.embeddings.weight")] = state.codebook.codes
+    return jax.tree.unflatten(structure, leaves)
+
+
+def train(config: CodecTrainingConfig, workdir: str) -> None:
+    """The run: goes on where `workdir` has a checkpoint, ends with the weights.
+
+    Raises:
+        UserError: no catalog, other resolution, a folder that cannot be written.
+    """
+    rows = load_augmented(Path(config.catalog) / "augmented.npz")
+    catalog = load_catalog(config.catalog)
+    if rows.resolution != config.codec.resolution:
+        raise UserError(
+            f"{config.catalog} has {rows.resolution}^3 voxels; codec.resolution is "
+            f"{config.codec.resolution}: make the catalog with that --resolution"
+        )
+    held_out = [i for i, thing in enumerate(catalog.objects) if thing["held_out"]]
+    held_out_voxels = unpack(catalog.packed[held_out], rows.resolution)
+
+    codec = Codec(config.codec, jax.random.key(config.seed))
+    state = CodecState(
+        codec=codec,
+        average=jax.tree.map(jnp.copy, codec),
+        opt_state=make_optimizer(config).init(codec),
+        codebook=Codebook.of(codec.codebook.get_value()),
+        step=jnp.zeros((), jnp.int32),
+    )
+    folder = Path(workdir)
+    settings = {"config": to_dict(config)}
+    with (
+        Checkpoints(folder / "checkpoints", keep=2, settings=settings) as checkpoints,
+        writing(folder),
+    ):
+        start = 0
+        if (restored := checkpoints.restore_latest(state)) is not None:
+            state, start, _ = restored
+        progress = tqdm(range(start, config.steps), initial=start, total=config.steps)
+        for step in progress:
+            quantise = step >= config.warmup
+            if step == config.warmup:
+                state = start_codebook(state, rows, config)
+            batch = draw_batch(rows, step, config)
+            key = jax.random.fold_in(jax.random.key(config.seed), step)
+            state, metrics = train_step(
+                state, batch, key, config=config, quantise=quantise
+            )
+            done = step + 1
+            if done % 20 == 0:
+                line = {name: round(float(value), 5) for name, value in metrics.items()}
+                progress.set_postfix(line)
+                if done % config.eval_every == 0 or done == config.steps:
+                    found = evaluate(state, held_out_voxels, quantise=quantise)
+                    line["held_out_iou"] = round(found, 4)
+                    tqdm.write(f"step {done}: held-out IoU {found:.4f}")
+                with open(folder / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps({"step": done, **line}) + "\n")
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoints.save(state, done, {})
+                torch_weights.save(
+                    averaged(state), folder / "codec.safetensors", np.float16
+                )
+    print(f"{folder / 'codec.safetensors'}: {config.steps} steps")
+
+
+def main() -> None:
+    """The command."""
+    command.run_config(
+        train,
+        section=CodecTrainingConfig,
+        config_file="configs/codec.py",
+        workdir="runs/codec",
+    )
+
+
+if __name__ == "__main__":
+    main()

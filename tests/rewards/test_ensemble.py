@@ -1,0 +1,103 @@
+"""Equations 7-9 by hand."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, WeightsConfig, to_dict
+from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS, total_rewards
+
+PAPER = to_dict(WeightsConfig())
+
+
+def test_the_worked_example_of_the_paper():
+    """Figure 7: 0.16 + (2.99+3.69+3.04)/3 + 1.94/3 + (1.0+0.85)/2 = 4.97."""
+    coarse = {"preference": 0.16, "alignment": 3.0, "category": 0.0}
+    refined = {
+        "preference": 0.16,
+        "quality": 2.99 + 3.69 + 3.04,
+        "consistency": 1.94,
+        "parts": 1.0 + 0.85,
+    }
+    high, low = total_rewards(coarse, refined, PAPER, 1.0)
+    assert low == pytest.approx(4.97, abs=0.005)
+    assert low == pytest.approx(0.16 + 9.72 / 3 + 1.94 / 3 + 1.85 / 2, rel=1e-12)
+    assert high == pytest.approx(3.16 + low, rel=1e-12)
+
+
+def test_a_batch_with_weights_and_lambda():
+    coarse = {
+        "preference": np.array([0.25, 0.5], np.float32),
+        "alignment": np.array([4.0, 2.0], np.float32),
+        "category": np.array([1.0, 0.0], np.float32),
+    }
+    refined = {
+        "preference": np.array([0.5, 0.25], np.float32),
+        "quality": np.array([9.0, 6.0], np.float32),
+        "consistency": np.array([3.0, 1.5], np.float32),
+        "parts": np.array([2.0, 1.0], np.float32),
+    }
+    weights = {
+        "coarse": {"preference": 2.0, "alignment": 1.0, "category": 0.0},
+        "refined": {"preference": 1.0, "quality": 1.0, "consistency": 2.0, "parts": 1},
+    }
+    high, low = total_rewards(coarse, refined, weights, 0.5)
+    np.testing.assert_allclose(low, [0.5 + 3 + 2 + 1, 0.25 + 2 + 1 + 0.5])
+    np.testing.assert_allclose(high, [4.5 + 3.25, 3.0 + 1.875])
+
+
+def test_missing_scores_spread_only_where_they_enter():
+    ones = np.ones(3, np.float32)
+    coarse = dict.fromkeys(COARSE_ROLES, ones)
+    coarse["category"] = np.array([np.nan, 1, 1], np.float32)
+    refined = dict.fromkeys(REFINED_ROLES, ones)
+    refined["parts"] = np.array([1, np.nan, 1], np.float32)
+    high, low = total_rewards(coarse, refined, PAPER, 1.0)
+    assert np.isnan(high).tolist() == [True, True, False]
+    assert np.isnan(low).tolist() == [False, True, False]
+    high, _ = total_rewards(coarse, refined, PAPER, 0.0)  # lambda 0 leaves R_low out
+    assert np.isnan(high).tolist() == [True, False, False]
+    unweighted = {**PAPER, "refined": {**PAPER["refined"], "parts": 0.0}}
+    _, low = total_rewards(coarse, refined, unweighted, 1.0)
+    assert not np.isnan(low).any()
+
+
+def test_a_role_of_weight_0_may_be_absent():
+    weights = {"coarse": {"preference": 1.0, "parts": 0.0}, "refined": {"parts": 0.0}}
+    high, low = total_rewards({"preference": np.ones(2)}, {}, weights, 1.0)
+    np.testing.assert_array_equal(high, [1, 1])
+    np.testing.assert_array_equal(low, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"preference": 1.0, "alignment": 1.0},
+            "'alignment' has a weight but no scores",
+        ),
+        (
+            {"preference": 1.0, "parts": 1.0},
+            "'parts' has a weight; expected one of pref",
+        ),
+    ],
+)
+def test_a_role_that_cannot_be_summed_is_named(weights, message):
+    scores = {"preference": np.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        total_rewards(scores, scores, {"coarse": weights, "refined": {}}, 1.0)
+
+
+def test_the_roles_are_those_of_the_configuration():
+    assert tuple(COARSE_DIVISORS) == COARSE_ROLES
+    assert tuple(REFINED_DIVISORS) == REFINED_ROLES
+
+
+def test_numpy_is_all_it_needs():
+    script = (
+        "import sys, ar3d_jax.rewards.ensemble\n"
+        "assert not {'jax', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,138 @@
+import json
+import mmap
+import os
+import socket
+import struct
+
+import numpy as np
+import pytest
+
+from ar3d_jax.errors import UserError
+from ar3d_jax.rewards import wire
+
+LAYOUT = wire.Layout(slots=3, resolution=4, views=2, size=5, points=6)
+
+
+@pytest.fixture
+def ring():
+    ring = wire.Ring.create(LAYOUT)
+    yield ring
+    ring.close()
+
+
+def test_bytes_lie_where_the_table_says(ring):
+    # Logits 4 * 4^3 = 256 bytes; views 2 * 5 * 5 * 3 = 150, padded to 192; points 72,
+    # padded to 128.
+    slot_bytes = 64 + 256 + 192 + 128
+    assert LAYOUT.nbytes == 4096 + 3 * slot_bytes
+    ring.sequence[2], ring.drawn[2], ring.point_count[2] = 7, 8, 6
+    ring.logits[2], ring.views[2], ring.points[2] = 1.5, 9, -2.5
+    with mmap.mmap(ring.fd, LAYOUT.nbytes) as memory:
+        header = struct.unpack_from("<8s6I", memory, 0)
+        assert header == (b"ar3dring", wire.VERSION, 3, 4, 2, 5, 6)
+        slot = memory[4096 + 2 * slot_bytes :]
+    assert struct.unpack_from("<QQI", slot, 0) == (7, 8, 6)
+    assert struct.unpack_from("<64f", slot, 64) == (1.5,) * 64
+    assert slot[64 + 256 :][:150] == bytes([9] * 150)
+    assert struct.unpack_from("<18f", slot, 64 + 256 + 192) == (-2.5,) * 18
+
+
+def test_an_attached_ring_is_the_same_memory(ring):
+    other = wire.Ring.attach(ring.fd)
+    assert other.layout == LAYOUT
+    ring.views[1, 0, 0, 0] = 1, 2, 3
+    assert other.views[1, 0, 0, 0].tolist() == [1, 2, 3]
+    other.logits[0] = 4.0
+    assert (ring.logits[0] == 4.0).all()
+
+
+def test_a_ring_has_no_name_and_cannot_shrink(ring):
+    assert "memfd" in os.readlink(f"/proc/self/fd/{ring.fd}")
+    with pytest.raises(PermissionError):
+        os.ftruncate(ring.fd, 4096)
+
+
+def test_too_little_memory_is_one_line():
+    with pytest.raises(UserError, match=r"3 objects .* 0\.0 MiB are free.*lower"):
+        wire.Ring.create(LAYOUT, available=4096)
+
+
+def test_available_memory_is_plausible():
+    assert 2**20 < wire.available_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack("<8sI", b"ar3dring", wire.VERSION + 1), "version 2, expected"),
+        (b"something", "same ar3d_jax"),
+        (struct.pack("<8s6I", b"ar3dring", wire.VERSION, 9, 9, 9, 9, 9), "has 4096 b"),
+    ],
+)
+def test_foreign_memory_is_refused(content, message):
+    fd = os.memfd_create("foreign")
+    try:
+        os.write(fd, content.ljust(4096, b"\0"))
+        with pytest.raises(UserError, match=message):
+            wire.Ring.attach(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def ends():
+    left, right = socket.socketpair()
+    channel = wire.Channel(left)
+    with right:
+        yield channel, right
+    channel.close()
+
+
+def test_messages_are_lines(ends):
+    channel, end = ends
+    channel.send({"a": [1, None, "ü\n"]})
+    line = end.recv(100)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {"a": [1, None, "ü\n"]}
+
+
+def test_messages_may_come_in_pieces_and_in_heaps(ends):
+    channel, end = ends
+    end.sendall(b'{"a": 1}\n{"b"')
+    assert channel.receive() == [{"a": 1}]
+    end.sendall(b": 2")
+    assert channel.receive() == []
+    end.sendall(b'}\n{"c": 3}\n')
+    assert channel.receive() == [{"b": 2}, {"c": 3}]
+    end.sendall(b'{"d": 4}\n')
+    end.close()
+    assert list(channel) == [{"d": 4}]
+
+
+def test_what_is_no_message_is_refused(ends):
+    channel, end = ends
+    end.sendall(b"nonsense\n")
+    with pytest.raises(ValueError, match="Expecting value"):
+        channel.receive()
+
+
+def test_an_endless_line_is_refused(ends, monkeypatch):
+    monkeypatch.setattr(wire, "MESSAGE_BYTES", 100)
+    channel, end = ends
+    end.sendall(b"x" * 101)
+    with pytest.raises(ValueError, match="without an end of line"):
+        channel.receive()
+    with pytest.raises(ValueError, match="100 at most"):
+        channel.send({"a": "x" * 100})
+
+
+def test_nan_cannot_be_sent(ends):
+    with pytest.raises(ValueError, match="JSON"):
+        ends[0].send({"a": float("nan")})
+
+
+def test_scores_keep_their_bits():
+    values = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    text = json.dumps([float(value) for value in values])
+    assert (np.float32(json.loads(text)) == values).all()

@@ -1,0 +1,179 @@
+"""Config dataclasses, config files and presets."""
+
+import ast
+import dataclasses
+import io
+import runpy
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from ar3d_jax import command
+from ar3d_jax.config import (
+    Config,
+    OptimConfig,
+    from_config_dict,
+    to_config_dict,
+    to_dict,
+)
+from ar3d_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def config_classes(path):
+    """Every dataclass of config.py, and every *Config elsewhere."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and (
+            path.name == "config.py" or node.name.endswith("Config")
+        ):
+            yield node
+
+
+def test_every_field_has_its_reason():
+    """A comment on the field's line(s), or on the line above it."""
+    bare = []
+    for path in sorted((ROOT / "ar3d_jax").rglob("*.py")):
+        tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+        comments = {
+            token.start[0] for token in tokens if token.type == tokenize.COMMENT
+        }
+        for section in config_classes(path):
+            previous = section.lineno
+            for field in section.body:
+                if isinstance(field, ast.AnnAssign):
+                    own = set(range(field.lineno, field.end_lineno + 1))
+                    above = {field.lineno - 1} - {previous}
+                    if not comments & (own | above):
+                        bare.append(f"{section.name}.{field.target.id}")
+                previous = field.end_lineno
+    assert not bare
+
+
+def test_round_trip():
+    config = Config(steps=7, optim=OptimConfig(lr=3e-5))
+    assert from_config_dict(to_config_dict(config)) == config
+    assert from_config_dict(to_dict(config)) == config
+    assert hash(from_config_dict(to_dict(config))) == hash(config)
+
+
+def test_config_dict_is_locked():
+    config = to_config_dict(Config())
+    with pytest.raises(AttributeError):
+        config.stepz = 3
+    with pytest.raises(AttributeError):
+        config.policy.widht = 3
+
+
+def test_numbers_and_lists_convert():
+    config = from_config_dict(
+        {"optim": {"lr": 1}, "rollout": {"prompt_tokens": [32, 64]}}
+    )
+    assert config.optim.lr == 1.0
+    assert isinstance(config.optim.lr, float)
+    assert config.rollout.prompt_tokens == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"stepz": 1}, "stepz"),
+        ({"policy": {"widht": 1}}, "policy.widht"),
+        ({"policy": 3}, "policy"),
+        ({"steps": "60"}, "steps"),
+        ({"steps": 1.0}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"optim": {"lr": "1e-4"}}, "optim.lr"),
+        ({"log": {"tensorboard": 1}}, "log.tensorboard"),
+        ({"rollout": {"prompt_tokens": [64, "128"]}}, "rollout.prompt_tokens"),
+        ({"rollout": {"prompt_tokens": 64}}, "rollout.prompt_tokens"),
+        ({"prompts": None}, "prompts"),
+    ],
+)
+def test_unknown_fields_and_wrong_types_are_named(values, named):
+    with pytest.raises(UserError, match=rf"{named}\b") as error:
+        from_config_dict(values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"group_size": 1}, "group_size"),
+        ({"paradigm": "ppo"}, "paradigm"),
+        ({"policy": {"heads": 5}}, "policy.heads"),  # no multiple of 2 kv_heads
+        ({"policy": {"dtype": "float16"}}, "policy.dtype"),
+        ({"codec": {"blocks": [1, 1]}}, "codec.blocks"),  # three channels
+        ({"codec": {"resolution": 24}}, "codec.resolution"),  # 6 cells along z
+        ({"rollout": {"prompt_tokens": [128, 64]}}, "rollout.prompt_tokens"),
+        ({"rollout": {"temperature": 0.0}}, "rollout.temperature"),
+        ({"objective": {"aggregation": "mean"}}, "objective.aggregation"),
+        ({"objective": {"micro_batch": 24}}, "objective.micro_batch"),  # of 32 rows
+        ({"objective": {"micro_batch": 4}}, "objective.micro_batch"),  # cuts a group
+        ({"rewards": {"scorers": {"parts": "shapelm"}}}, "rewards.scorers.parts"),
+        ({"rewards": {"on_failure": "zero"}}, "rewards.on_failure"),
+        ({"mesh": {"tp": 0}}, "mesh"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(values, named):
+    with pytest.raises(UserError, match=named):
+        from_config_dict(values)
+
+
+def test_sizes_that_follow_from_others():
+    """32^3 voxels, two halvings: 8^3 cells, 4 to a token; published: 16^3 -> 1,024."""
+    assert Config().codec.latent_resolution == 8
+    assert Config().codec.tokens == 128
+    assert Config().codec.code_size == 32
+    published = command.load_config_file(f"{ROOT}/configs/higrpo.py:7b")
+    assert from_config_dict(published).codec.tokens == 1024
+
+
+def test_papers_run():
+    """The settings that the paper states."""
+    config = from_config_dict(command.load_config_file(f"{ROOT}/configs/higrpo.py:7b"))
+    assert (config.steps, config.prompts_per_step, config.group_size) == (1200, 16, 8)
+    assert (config.optim.lr, config.objective.kl_coef) == (1e-6, 0.01)
+    assert (config.objective.lam, config.objective.updates_per_rollout) == (1.0, 1)
+    assert config.render.views == 6
+
+
+CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.name)
+def test_every_preset_builds(path):
+    """`section` is the dataclass with these fields, among those the file imports."""
+    names = runpy.run_path(str(path))
+    for preset in names.get("PRESETS", ["tiny"]):
+        values = command.load_config_file(f"{path}:{preset}")
+        (section,) = (
+            kind
+            for kind in names.values()
+            if isinstance(kind, type)
+            and dataclasses.is_dataclass(kind)
+            and {field.name for field in dataclasses.fields(kind)} == set(values)
+        )
+        config = from_config_dict(values, section)
+        assert to_dict(config) == values.to_dict()
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.name)
+def test_config_files_without_argument_and_with_a_wrong_one(path):
+    assert command.load_config_file(str(path)).is_locked
+    with pytest.raises(UserError, match="unknown preset 'huge'"):
+        command.load_config_file(f"{path}:huge")
+
+
+def test_presets_carry_their_names():
+    """`config.preset` is what the run's first line and config.json say."""
+    for name, config in runpy.run_path(f"{ROOT}/configs/higrpo.py")["PRESETS"].items():
+        assert config.preset == name
+
+
+def test_defaults_are_the_tiny_preset():
+    tiny = command.load_config_file(f"{ROOT}/configs/higrpo.py")
+    assert from_config_dict(tiny) == Config()
+    assert all(f.default is not dataclasses.MISSING for f in dataclasses.fields(Config))
