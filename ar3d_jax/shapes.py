@@ -15,6 +15,7 @@ This file holds no code. `sharding.py` says how the axes are laid out on devices
 | Q | query heads that share one key/value head: N = K * Q |
 | P | Q + 2: what one key/value head projects, its queries, key and value |
 | H | head size |
+| I | N * H: the heads' results side by side |
 | F | MLP width |
 | E | 2: the gate and the up projection of the MLP |
 | V | vocabulary (in `render` and `rewards`: views) |

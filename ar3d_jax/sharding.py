@@ -25,7 +25,7 @@ HEAD_DV = P("fsdp", "tp")
 NORM_D = P(None)
 QKV_DKPH = P("fsdp", "tp", None, None)
 QKVBIAS_KPH = P("tp", None, None)
-OUT_KQHD = P("tp", None, None, "fsdp")
+OUT_ID = P("tp", "fsdp")
 GATEUP_DEF = P("fsdp", None, "tp")
 DOWN_FD = P("tp", "fsdp")
 
@@ -34,8 +34,10 @@ ROWS_B = P("fsdp")
 TOKENS_BT = P("fsdp", None)
 ACT_BTD = P("fsdp", None, None)
 ACT_BTKPH = P("fsdp", None, "tp", None, None)
+ACT_BTI = P("fsdp", None, "tp")
 ACT_BTEF = P("fsdp", None, None, "tp")
 LOGITS_BTV = P("fsdp", None, "tp")
+LOGITS_BV = P("fsdp", "tp")
 DRAW_BV = P("fsdp", None)  # one row's vocabulary on one device, to draw from it
 
 # Attention: heads first, so that a product per head is contiguous.

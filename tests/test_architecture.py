@@ -6,8 +6,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ar3d_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -90,37 +88,51 @@ def under(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == name or module.startswith(name + ".") for name in packages)
 
 
+def package(module: str) -> str:
+    """The folder of ar3d_jax a module is in: "policy" of "policy.decoder"."""
+    return module.partition(".")[0]
+
+
 def top_level(names: frozenset[str]) -> set[str]:
     """First parts: "jax" of "jax.numpy"."""
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_go_downwards(module):
-    upwards = {x for x in own_imports(MODULES[module]) if layer(x) > layer(module)}
-    assert not upwards, f"{module} imports {upwards}, of a higher layer"
+def test_imports_go_downwards():
+    upwards = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        for name in own_imports(path)
+        if layer(name) > layer(module)
+    ]
+    assert not upwards
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_rollout_higrpo_and_rewards_are_strangers(module):
-    package = module.partition(".")[0]
-    if package in STRANGERS:
-        others = {x.partition(".")[0] for x in own_imports(MODULES[module])}
-        assert not others & (STRANGERS - {package})
+def test_rollout_higrpo_and_rewards_are_strangers():
+    acquainted = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        for name in own_imports(path)
+        if {package(module), package(name)} <= STRANGERS
+        and package(module) != package(name)
+    ]
+    assert not acquainted
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_torch_is_in_the_sidecar_only(module):
-    if not under(module, ("rewards.sidecar",)):
-        assert "torch" not in top_level(imports(MODULES[module]))
+def test_torch_is_in_the_sidecar_only():
+    outside = [m for m in MODULES if not under(m, ("rewards.sidecar",))]
+    assert not [m for m in outside if "torch" in top_level(imports(MODULES[m]))]
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_jax_in_sidecar_and_render_workers(module):
-    if under(module, WITHOUT_JAX):
-        for name in closure(module):
-            found = JAX & top_level(imports(MODULES[name]))
-            assert not found, f"{module} needs {name}, which imports {found}"
+def test_no_jax_in_sidecar_and_render_workers():
+    found = {
+        f"{module} needs {name}, which imports jax"
+        for module in MODULES
+        if under(module, WITHOUT_JAX)
+        for name in closure(module)
+        if JAX & top_level(imports(MODULES[name]))
+    }
+    assert not found
 
 
 def test_layers_name_what_exists():
@@ -160,31 +172,44 @@ def test_sidecar_and_render_workers_load_no_jax():
     assert loaded(workers, JAX) == set()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_modules_are_taken_apart_in_two_files_only(path):
+def nodes(path: Path, *kinds: type) -> list[ast.AST]:
+    """All nodes of these kinds in a file."""
+    tree = ast.parse(path.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def test_modules_are_taken_apart_in_two_files_only():
     """nnx.split, merge and state turn names into arrays: at the disk's edge only."""
-    if module_name(path) in ("checkpoint", "policy.hf"):
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            name = f"{node.value.id}.{node.attr}"
-            assert name not in ("nnx.split", "nnx.merge", "nnx.state"), node.lineno
+    elsewhere = [
+        f"{module}, line {node.lineno}: nnx.{node.attr}"
+        for module, path in MODULES.items()
+        if module not in ("checkpoint", "policy.hf")
+        for node in nodes(path, ast.Attribute)
+        if node.attr in ("split", "merge", "state")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "nnx"
+    ]
+    assert not elsewhere
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_sizes(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= FILE_LIMIT
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = node.end_lineno - node.lineno + 1
-            allowed = (path.name, node.name) in LONG_FUNCTIONS
-            assert lines <= FUNCTION_LIMIT or allowed, f"{node.name}: {lines} lines"
+def test_sizes():
+    assert not [
+        str(path.relative_to(ROOT))
+        for path in CODE
+        if len(path.read_text().splitlines()) > FILE_LIMIT
+    ]
+    long = [
+        f"{path.name}: {node.name} has {lines} lines"
+        for path in CODE
+        for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)
+        if (lines := node.end_lineno - node.lineno + 1) > FUNCTION_LIMIT
+        and (path.name, node.name) not in LONG_FUNCTIONS
+    ]
+    assert not long
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_names_say_what_a_thing_is(path):
-    assert path.stem not in ("utils", "util", "helpers", "common", "misc")
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ClassDef):
-            assert not node.name.endswith(("Manager", "Handler", "Engine"))
+def test_names_say_what_a_thing_is():
+    drawers = {"utils", "util", "helpers", "common", "misc"}
+    assert not drawers & {path.stem for path in CODE}
+    classes = [node.name for path in CODE for node in nodes(path, ast.ClassDef)]
+    assert not [x for x in classes if x.endswith(("Manager", "Handler", "Engine"))]

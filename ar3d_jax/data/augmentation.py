@@ -5,19 +5,19 @@ training object once, because the codec's and the policy's trainings read them f
 epochs. The catalog itself is `catalog.py`; the voxeliser is `codec/voxels.py`.
 """
 
-import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from ar3d_jax.codec.voxels import pack, unpack, voxelize
 from ar3d_jax.command import run
-from ar3d_jax.data.catalog import Catalog, load_catalog
+from ar3d_jax.data.catalog import load_catalog
+from ar3d_jax.data.parallel import map_objects
 from ar3d_jax.data.sh3f import normalise
 from ar3d_jax.errors import UserError
 
@@ -149,20 +149,15 @@ def load_augmented(path: Path | str) -> AugmentedVoxels:
         )
 
 
-_worker_catalog: Catalog | None = None  # of a worker process, loaded once
-
-
-def _open_catalog(folder: str) -> None:
-    global _worker_catalog
-    _worker_catalog = load_catalog(folder)
+_catalog_of = functools.cache(load_catalog)  # each process reads it once
 
 
 def _vary(
-    job: tuple[int, int, int, int],
+    job: tuple[str, int, int, int, int],
 ) -> tuple[UInt8[np.ndarray, "copies bytes"], np.ndarray, list[Augmentation]]:
-    index, copies, seed, resolution = job
-    assert _worker_catalog is not None
-    vertices, faces = _worker_catalog.mesh(index)
+    """Packed grids, extents and changes of one object's copies."""
+    folder, index, copies, seed, resolution = job
+    vertices, faces = _catalog_of(folder).mesh(index)
     grids, extents, changes = [], [], []
     for copy in range(copies):
         # Seeded by the object, not by the order of work.
@@ -182,18 +177,11 @@ def augmented_voxels(
     Even copies keep the object's front towards -y (for the policy, which should learn
     one pose); odd copies are turned too (for the codec).
     """
-    catalog = load_catalog(folder)
+    catalog = _catalog_of(str(folder))
     training = [i for i, thing in enumerate(catalog.objects) if not thing["held_out"]]
-    jobs = [(i, copies, seed, resolution) for i in training]
-    with concurrent.futures.ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),
-        initializer=_open_catalog,
-        initargs=(str(folder),),
-    ) as pool:
-        work = pool.map(_vary, jobs, chunksize=4)
-        progress = tqdm(work, "augmentation", total=len(jobs), unit="object")
-        grids, extents, changes = zip(*progress, strict=True)
+    jobs = [(str(folder), i, copies, seed, resolution) for i in training]
+    varied = map_objects(_vary, jobs, processes=processes, title="augmentation")
+    grids, extents, changes = zip(*varied, strict=True)
     flat = [change for group in changes for change in group]
     return AugmentedVoxels(
         packed=np.concatenate(grids),

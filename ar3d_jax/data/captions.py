@@ -18,6 +18,7 @@ import functools
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def noun(object_id: str, name: str) -> str:
         if re.search(pattern, name, re.IGNORECASE):
             return replacement
     head = re.split(r",| with | on | under | - ", name, maxsplit=1)[0]
-    return re.sub(r"[^a-z0-9' -]+", "", head.lower()).strip()
+    plain = unicodedata.normalize("NFKD", head).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9' -]+", "", plain.lower()).strip()
 
 
 @functools.cache
@@ -307,7 +309,8 @@ def prompts(record: Mapping[str, Any], extents: Extents) -> list[str]:
     width, depth, height = sides(extents)
     named = _listed([part.replace("foot", "one foot") for part in parts(record)])
     place = PLACES.get(record["category"], "")
-    tags = ", ".join(record["tags"][:2]).lower()
+    new = [tag.lower() for tag in record["tags"] if tag.lower() not in thing]
+    tags = ", ".join(new[:2])
     texts = [
         article(thing),
         article(f"{adjectives} {thing}"),

@@ -10,7 +10,6 @@ training are `augmentation.py`; prompts for reinforcement learning are `prompts.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -23,12 +22,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
 from ar3d_jax.codec.voxels import pack, unpack, voxelize
 from ar3d_jax.command import run
 from ar3d_jax.data import captions, sh3f
 from ar3d_jax.data.contact_sheet import contact_sheet, draw_voxels
+from ar3d_jax.data.parallel import map_objects
 from ar3d_jax.errors import UserError
 
 SOURCE = "/usr/share/sweethome3d/furniture"  # Debian package sweethome3d-furniture
@@ -345,12 +344,7 @@ def build_catalog(
     """
     pieces = find_pieces(source)
     jobs = [(path, piece, resolution) for path, piece in pieces]
-    # Not forked: a caller may have threads.
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn")
-    ) as pool:
-        work = pool.map(_load, jobs, chunksize=4)
-        results = list(tqdm(work, "catalog", total=len(jobs), unit="object"))
+    results = map_objects(_load, jobs, processes=processes, title="catalog")
     loaded = [item for item in results if isinstance(item, _Loaded)]
     report = _report(pieces, results)
     if not loaded:

@@ -103,7 +103,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield reader.line_num, values
     except csv.Error as error:
         raise UserError(
-            f"prompts file {path}, line {reader.line_num}: malformed CSV ({error})"
+            f"prompts file {path}, line {reader.reader.line_num}: "
+            f"malformed CSV ({error})"
         ) from error
 
 
@@ -193,7 +194,8 @@ class PromptSource:
         # Repeated before it is shared out, so that hosts get equally many and a short
         # file leaves none without.
         prompts = prompts.seed(seed).repeat().random_map(_choose)[shard::shards]
-        batches = prompts.batch(batch, batch_fn=list)
+        # The stream has no remainder; without dropping it, its length overflows.
+        batches = prompts.batch(batch, drop_remainder=True, batch_fn=list)
         # Reading is from memory: threads would only cost.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self.rows = rows

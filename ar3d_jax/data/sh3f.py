@@ -20,6 +20,8 @@ from trimesh.visual.material import SimpleMaterial
 from ar3d_jax.errors import UserError
 
 PROPERTIES = "PluginFurnitureCatalog.properties"
+# Tags that name a source, or what the publisher's editor can do with the piece.
+NO_KEYWORDS = ("Blend Swap", "SCPTS", "Adjustable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Piece:
     Attributes:
         id: `<catalog>-<model>` in lower case, e.g. `scopia-bed1`.
         name: Its English name as published.
-        tags: Published keywords, the catalog's own name left out.
+        tags: Published keywords that say something about the thing.
         category: Published category, e.g. `Living room`.
         creator: Author of the model.
         licence: Licence of the file that holds it.
@@ -140,7 +142,7 @@ def _piece(properties: dict[str, str], number: int, source: str) -> Piece:
     return Piece(
         id=slug(field("id")),
         name=field("name"),
-        tags=tuple(tag for tag in tags if tag not in ("Blend Swap", "SCPTS")),
+        tags=tuple(tag for tag in tags if tag not in NO_KEYWORDS),
         category=field("category"),
         creator=field("creator"),
         licence=" ".join(properties.get("license", "").split()),

@@ -2,11 +2,11 @@
 
 `causal_attention` serves training: whole sequences, queries in blocks, scores never
 stored (they are computed again in the backward pass from the saved log-sum, as in
-FlashAttention, arXiv 2205.14135). `cached_attention` serves decoding. Projections are in
-`decoder.py`, the cache in `cache.py`.
+FlashAttention, arXiv 2205.14135). `cached_attention` serves decoding. Projections are
+in `decoder.py`, the cache in `cache.py`.
 
 Every product here is batched over rows and key/value heads, and the Q query heads of
-one key/value head are one matrix: XLA does few large products well and many small badly.
+one key/value head are one matrix: XLA does few large products well, many small badly.
 """
 
 import functools

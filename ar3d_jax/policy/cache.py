@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ar3d_jax.config import PolicyConfig
-from ar3d_jax.sharding import KEYS_BKHS, TOKENS_BT, VALUES_BKSH
+from ar3d_jax.sharding import KEYS_BKHS, ROWS_B, TOKENS_BT, VALUES_BKSH
 
 Change = Callable[[jax.Array], jax.Array]
 
@@ -41,6 +41,9 @@ class LayerCache:
         )
 
 
+Layers = tuple[LayerCache, ...] | LayerCache
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
@@ -50,10 +53,12 @@ class Cache:
         layers: a tuple, one per layer (unrolled decoding), or one `LayerCache` whose
             arrays have a leading layer axis (`policy.scan_decode`).
         valid: which slots hold a token.
+        lengths: tokens held per row: the position of the next one.
     """
 
-    layers: tuple[LayerCache, ...] | LayerCache
+    layers: Layers
     valid: jax.Array  # B S
+    lengths: jax.Array  # B
 
     @classmethod
     def empty(cls, cfg: PolicyConfig, *, rows: int, slots: int) -> Self:
@@ -77,17 +82,16 @@ class Cache:
             layers = layer(cfg.layers)
         else:
             layers = tuple(layer() for _ in range(cfg.layers))
-        return cls(layers, jnp.zeros((rows, slots), bool, out_sharding=TOKENS_BT))
+        return cls(
+            layers,
+            valid=jnp.zeros((rows, slots), bool, out_sharding=TOKENS_BT),
+            lengths=jnp.zeros(rows, jnp.int32, out_sharding=ROWS_B),
+        )
 
     @property
     def slots(self) -> int:
         """Slots per row, free or not."""
         return self.valid.shape[1]
-
-    @property
-    def lengths(self) -> jax.Array:
-        """Tokens held per row, [B]: the position of the next one."""
-        return self.valid.sum(axis=1, dtype=jnp.int32)
 
     def grown(self, slots: int) -> Self:
         """With free slots added at the end, `slots` in all."""
@@ -96,29 +100,25 @@ class Cache:
         def pad(x: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(x, [(0, more * (i == axis % x.ndim)) for i in range(x.ndim)])
 
-        return self._map(
-            lambda keys: pad(keys, -1),
-            lambda values: pad(values, -2),
-            pad(self.valid, 1),
-        )
+        layers = self._map(lambda keys: pad(keys, -1), lambda values: pad(values, -2))
+        return dataclasses.replace(self, layers=layers, valid=pad(self.valid, 1))
 
-    def repeated(self, times: int) -> Self:
+    def repeated(self, times: int) -> "Cache":
         """Every row `times` times, the copies side by side: prompts to groups."""
 
         def repeat(x: jax.Array, axis: int) -> jax.Array:
             spec = jax.typeof(x).sharding.spec
             return jnp.repeat(x, times, axis=axis, out_sharding=spec)
 
-        return self._map(
-            lambda keys: repeat(keys, keys.ndim - 4),
-            lambda values: repeat(values, values.ndim - 4),
-            repeat(self.valid, 0),
+        return Cache(
+            self._map(*(lambda x: repeat(x, x.ndim - 4),) * 2),
+            valid=repeat(self.valid, 0),
+            lengths=repeat(self.lengths, 0),
         )
 
-    def _map(self, on_keys: Change, on_values: Change, valid: jax.Array) -> Self:
-        layers = jax.tree.map(
+    def _map(self, on_keys: Change, on_values: Change) -> Layers:
+        return jax.tree.map(
             lambda layer: LayerCache(on_keys(layer.keys), on_values(layer.values)),
             self.layers,
             is_leaf=lambda node: isinstance(node, LayerCache),
         )
-        return dataclasses.replace(self, layers=layers, valid=valid)

@@ -1,15 +1,15 @@
 """The policy: a Qwen2.5 text decoder as a pytree of parameters.
 
 Tokens and positions in, logits out. Whole sequences (`__call__`, `hidden`) serve
-training; `extend` appends tokens to a cache and serves rollouts. Attention itself is in
-`attention.py`, the cache in `cache.py`, log-probabilities of sequences in `sequence.py`,
-Hugging Face's names for these parameters in `hf.py`.
+training; `extend` appends tokens to a cache and serves rollouts. Attention itself is
+in `attention.py`, the cache in `cache.py`, log-probabilities of sequences in
+`sequence.py`, Hugging Face's names for these parameters in `hf.py`.
 
 How this differs from the published code, none of it visible in the result:
 
 1. The query, key and value projections are one parameter, grouped by key/value head
-   (P = its Q query heads, its key, its value), and so are gate and up: one large product
-   instead of three, which the head axis still splits over "tp".
+   (P = its Q query heads, its key, its value), and so are gate and up: one large
+   product instead of three, which the head axis still splits over "tp".
 2. Blocks are stacked on a leading axis. Training scans over them; decoding scans or, on
    CPU, unrolls them (a scan would copy the stacked weights for every token).
 """
@@ -30,7 +30,7 @@ from ar3d_jax.sharding import einsum, ones, param
 def rms_norm(
     x: Float[Array, "B T D"], weight: Float[Array, " D"], eps: float
 ) -> Float[Array, "B T D"]:
-    """x / sqrt(mean(x^2) + eps) * weight; statistics in float32."""
+    """Returns x / sqrt(mean(x^2) + eps) * weight; statistics in float32."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
     return (wide * scale).astype(x.dtype) * weight[None, None]
@@ -49,9 +49,7 @@ class Block(nnx.Module):
         self.qkv_bias = param(
             key, "qkv_bias", (K, Q + 2, H), sharding.QKVBIAS_KPH, dtype=dtype, scale=0
         )
-        self.out = param(
-            key, "out", (K, Q, H, D), sharding.OUT_KQHD, dtype=dtype, fan_in=K * Q * H
-        )
+        self.out = param(key, "out", (K * Q * H, D), sharding.OUT_ID, dtype=dtype)
         self.mlp_norm = ones((D,), sharding.NORM_D, dtype=dtype)
         self.gate_up = param(
             key, "gate_up", (D, 2, F), sharding.GATEUP_DEF, dtype=dtype
@@ -72,11 +70,17 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], attended: Float[Array, "B T K Q H"]
     ) -> Float[Array, "B T D"]:
         """The block's output from its input and what attention returned."""
-        x = x + einsum("btkqh,kqhd->btd", attended, self.out[...], out=sharding.ACT_BTD)
+        # One contracted axis: over three, XLA would transpose the weights every time.
+        joined = (*attended.shape[:2], self.out.shape[0])
+        attended = attended.reshape(joined, out_sharding=sharding.ACT_BTI)
+        x = x + einsum("bti,id->btd", attended, self.out[...], out=sharding.ACT_BTD)
         y = rms_norm(x, self.mlp_norm[...], self.cfg.rms_eps)
         y = einsum("btd,def->btef", y, self.gate_up[...], out=sharding.ACT_BTEF)
         y = jax.nn.silu(y[:, :, 0]) * y[:, :, 1]
         return x + einsum("btf,fd->btd", y, self.down[...], out=sharding.ACT_BTD)
+
+
+Layers = Block | tuple[Block, ...]  # stacked, or one by one
 
 
 class Decoder(nnx.Module):
@@ -115,7 +119,7 @@ class Decoder(nnx.Module):
         Args:
             tokens: ids.
             positions: of each token among its row's valid ones, from 0.
-            valid: False for padding, which is not attended to; by default all are valid.
+            valid: False for padding, which is not attended to; by default none is.
         """
         hidden = self.hidden(tokens, positions, valid)
         return einsum(
@@ -135,6 +139,10 @@ class Decoder(nnx.Module):
         """What the head is applied to; arguments as in `__call__`."""
         if valid is None:
             valid = jnp.ones_like(tokens, bool)
+        tokens, positions, valid = (
+            jax.sharding.reshard(x, sharding.TOKENS_BT)
+            for x in (tokens, positions, valid)
+        )
         turn = self._rotation(positions)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
@@ -148,27 +156,29 @@ class Decoder(nnx.Module):
         x, _ = jax.lax.scan(layer, self._embedded(tokens), self.blocks)
         return rms_norm(x, self.norm[...], self.cfg.rms_eps)
 
-    def layers(self) -> Block | tuple[Block, ...]:
-        """The blocks as `extend` takes them: stacked, or one by one as configured."""
+    def layers(self) -> Layers:
+        """The blocks as `extend` takes them, as `policy.scan_decode` says."""
         if self.cfg.scan_decode:
             return self.blocks
-        return tuple(
-            jax.tree.map(lambda x: x[i], self.blocks) for i in range(self.cfg.layers)
-        )
+        layers = range(self.cfg.layers)
+        return tuple(jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in layers)
 
     def extend(
         self,
-        layers: Block | tuple[Block, ...],
+        layers: Layers,
         cache: Cache,
         slot: Int[Array, ""] | int,
         tokens: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Hidden states of `tokens` after what the cache holds, and the cache with them.
+        """Hidden states of `tokens` after the cache's, and the cache with them.
 
         `tokens` go to the slots from `slot` on. Their positions count the valid tokens
-        before them. `layers` is `self.layers()`, an argument so that a loop makes it once.
+        before them. `layers` is `self.layers()`: a loop makes it once, outside.
         """
+        tokens, valid = (
+            jax.sharding.reshard(x, sharding.TOKENS_BT) for x in (tokens, valid)
+        )
         positions = cache.lengths[:, None] + jnp.cumsum(valid, axis=1) - 1
         held = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, slot, axis=1)
         query = slot + jnp.arange(tokens.shape[1])[:, None]
@@ -194,7 +204,9 @@ class Decoder(nnx.Module):
                 x, layer_cache = layer(x, block_and_cache)
                 kept.append(layer_cache)
             kept = tuple(kept)
-        return rms_norm(x, self.norm[...], self.cfg.rms_eps), Cache(kept, held)
+        return rms_norm(x, self.norm[...], self.cfg.rms_eps), Cache(
+            kept, held, cache.lengths + valid.sum(axis=1, dtype=jnp.int32)
+        )
 
     def head_weights(self) -> Float[Array, "D V"]:
         """The matrix from hidden states to logits."""

@@ -119,7 +119,7 @@ class Renderer:
         self._large = self._framebuffer(width * OVERSAMPLE, height * OVERSAMPLE)
         self._small = self._framebuffer(width, height)
         self._program = self._compile()
-        self._buffers = self._vertex_layout()
+        self._describe_vertices()
 
     def _framebuffer(self, width: int, height: int) -> int:
         gl = self._gl
@@ -138,7 +138,7 @@ class Renderer:
         assert gl.glCheckFramebufferStatus(gl.GL_FRAMEBUFFER) == (
             gl.GL_FRAMEBUFFER_COMPLETE
         )
-        return framebuffer
+        return int(framebuffer)
 
     def _compile(self) -> int:
         from OpenGL.GL import shaders
@@ -146,13 +146,14 @@ class Renderer:
         gl = self._gl
         # A core-profile context validates a program against the bound vertex array.
         gl.glBindVertexArray(gl.glGenVertexArrays(1))
-        return shaders.compileProgram(
+        program = shaders.compileProgram(
             shaders.compileShader(VERTEX_SHADER.strip(), gl.GL_VERTEX_SHADER),
             shaders.compileShader(FRAGMENT_SHADER.strip(), gl.GL_FRAGMENT_SHADER),
         )
+        return int(program)
 
-    def _vertex_layout(self) -> tuple[int, int]:
-        """Buffers of vertices (position, normal: 6 floats) and of corners."""
+    def _describe_vertices(self) -> None:
+        """Binds buffers for vertices (position, normal: 6 floats) and for corners."""
         gl = self._gl
         vertices, corners = gl.glGenBuffers(2)
         gl.glBindBuffer(gl.GL_ARRAY_BUFFER, vertices)
@@ -162,7 +163,6 @@ class Renderer:
             gl.glVertexAttribPointer(
                 location, 3, gl.GL_FLOAT, False, 24, ctypes.c_void_p(offset)
             )
-        return vertices, corners
 
     def draw(
         self,
@@ -228,8 +228,15 @@ class Renderer:
         gl.glReadPixels(0, 0, *target, gl.GL_RGB, gl.GL_UNSIGNED_BYTE, out)
 
     def close(self) -> None:
-        """Gives the context back."""
-        self._platform.delete_context()
+        """Gives the context back, and with it all that is in it."""
+        from OpenGL import EGL
+
+        # Not pyrender's `delete_context`: that ends the display, which all renderers of
+        # a process share.
+        display, context = self._platform._egl_display, self._platform._egl_context
+        none = EGL.EGL_NO_SURFACE
+        EGL.eglMakeCurrent(display, none, none, EGL.EGL_NO_CONTEXT)
+        EGL.eglDestroyContext(display, context)
 
     def __enter__(self) -> "Renderer":
         """Itself; closed at the end of the block."""

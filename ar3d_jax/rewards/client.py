@@ -286,17 +286,19 @@ class Scoring:
 
     def _end(self, error: BaseException) -> None:
         """Ends the children; whoever still waits is told `error`."""
-        started = [child for child in self._children if child.deadline]
-        for child in started:
-            child.channel.close()  # all see the end of their stream at once
-        for child in started:
-            child.end(grace_s=STOP_S if self._closing else 0)
         with self._lock:
             self._error = error
             waiting = self._tickets + [item.ticket for item in self._inbox]
-        for ticket in waiting:
-            ticket._done.set()
-        self._started.set()
+        try:
+            started = [child for child in self._children if child.deadline]
+            for child in started:
+                child.channel.close()  # all see the end of their stream at once
+            for child in started:
+                child.end(grace_s=STOP_S if self._closing else 0.0)
+        finally:
+            for ticket in waiting:
+                ticket._done.set()
+            self._started.set()
 
     def _release(self) -> None:
         self._selector.close()
@@ -315,13 +317,16 @@ class Scoring:
             new, self._inbox = self._inbox, []
         self._objects += new
         self._tickets += dict.fromkeys(item.ticket for item in new)
+        sidecar = [self._sidecar] if self._sidecar else []
         for item in list(self._objects):
-            if item.state is State.WAITING and self._free:
+            if item.state is State.WAITING:
+                if not self._free:
+                    break  # all behind it are waiting, too
                 self._fill(item)
             if item.state is State.FILLED:
                 self._ask(item, self._workers, State.DRAWING)
-            elif item.state is State.DRAWN and self._sidecar:
-                self._ask(item, [self._sidecar], State.SCORING)
+            elif item.state is State.DRAWN:
+                self._ask(item, sidecar, State.SCORING)
 
     def _fill(self, item: _Object) -> None:
         item.slot, item.state = self._free.popleft(), State.FILLED
@@ -448,7 +453,8 @@ class Scoring:
             UserError: it never gets ready.
         """
         self._selector.unregister(child.channel)
-        ended, starting = child.end(), child.hello is None
+        starting = child.hello is None  # then it may be writing its last words
+        ended = child.end(grace_s=STOP_S if starting else 0.0)
         items, child.outstanding = child.outstanding, collections.deque()
         for item in items:
             item.state = State.FILLED if child in self._workers else State.DRAWN

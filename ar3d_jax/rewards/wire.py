@@ -72,6 +72,7 @@ import os
 import pathlib
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,7 +85,7 @@ VERSION = 1
 MAGIC = b"ar3dring"
 HEADER_BYTES = 4096
 MESSAGE_BYTES = 1 << 20  # a longer line is no message of ours
-SEND_S = 10.0  # a process that reads nothing for so long is taken for dead
+SEND_S = 10  # a process that reads nothing for so long is taken for dead
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 _HEADER = np.dtype(
@@ -248,6 +249,8 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         """Takes over `end`, a connected stream socket."""
+        limit = struct.pack("ll", SEND_S, 0)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._socket = end
         self._received = bytearray()
 
@@ -264,7 +267,6 @@ class Channel:
         line = json.dumps(message, allow_nan=False).encode() + b"\n"
         if len(line) > MESSAGE_BYTES:
             raise ValueError(f"a message of {len(line)} bytes; {MESSAGE_BYTES} at most")
-        self._socket.settimeout(SEND_S)
         self._socket.sendall(line)
 
     def receive(self) -> list[dict[str, Any]] | None:
@@ -273,7 +275,6 @@ class Channel:
         Raises:
             ValueError: what came is no message.
         """
-        self._socket.settimeout(None)
         try:
             data = self._socket.recv(1 << 16)
         except ConnectionError:

@@ -14,10 +14,13 @@ from ar3d_jax.higrpo.advantages import group_advantages, group_spread, used_grou
 NAN = float("nan")
 
 
+jitted = jax.jit(group_advantages, static_argnames="eps")
+
+
 def advantages(rewards, valid=None, **kwargs):
     rewards = np.asarray(rewards, np.float32)
     valid = np.ones(rewards.shape, bool) if valid is None else np.asarray(valid)
-    return np.asarray(group_advantages(rewards, valid, **kwargs))
+    return np.asarray(jitted(rewards, valid, **kwargs))
 
 
 def test_one_two_three():
@@ -91,5 +94,5 @@ def test_under_jit_and_sharded_over_prompts(mesh):
         jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", None)))
         for x in (rewards, valid)
     ]
-    got = jax.jit(group_advantages)(*placed)
+    got = jitted(*placed)
     np.testing.assert_allclose(got, advantages(rewards, valid), rtol=1e-6)

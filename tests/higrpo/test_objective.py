@@ -32,9 +32,12 @@ AGGREGATIONS = ("token", "token_batch", "sequence")
 IMPORTANCES = ("token", "sequence")
 
 
+jitted = jax.jit(policy_loss, static_argnames=tuple(PAPER))
+
+
 def loss_of(logp, logp_old, logp_ref, advantages, mask, **changes):
     arrays = [None if x is None else jnp.asarray(x) for x in (logp, logp_old, logp_ref)]
-    return policy_loss(
+    return jitted(
         *arrays, jnp.asarray(advantages), jnp.asarray(mask), **(PAPER | changes)
     )
 
@@ -140,16 +143,17 @@ def test_weights_by_hand(aggregation, weights):
 
 # --- against the token-by-token program ----------------------------------------------
 @st.composite
-def batches(draw):
-    prompts, group, length = (draw(st.integers(*x)) for x in ((1, 3), (2, 3), (1, 5)))
+def batches(draw, shape=(3, 2, 5)):
+    """Ragged: empty rollouts, empty groups and empty batches are among them."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (prompts, group, length)
-    logp_old = -rng.exponential(2, shape).astype(np.float32)
+    logp_old = -rng.exponential(2, shape)
     logp = logp_old + rng.normal(0, draw(st.sampled_from([0, 0.1, 0.6])), shape)
     logp_ref = logp + rng.normal(0, 0.5, shape)
-    mask = rng.random(shape) < draw(st.sampled_from([0.2, 0.7, 1.0]))
-    advantages = rng.normal(0, 1, (prompts, group))
-    return *(x.astype(np.float32) for x in (logp, logp_old, logp_ref, advantages)), mask
+    kept = draw(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+    mask = rng.random(shape) < np.reshape(kept, (3, 2, 1))
+    advantages = rng.normal(0, 1, shape[:2])
+    arrays = (logp, logp_old, logp_ref, advantages)
+    return *(x.astype(np.float32) for x in arrays), mask
 
 
 @settings(max_examples=60)
@@ -157,7 +161,7 @@ def batches(draw):
     batches(),
     st.sampled_from(AGGREGATIONS),
     st.sampled_from(IMPORTANCES),
-    st.sampled_from([(0.2, 0.28), (0.2, 0.2), (0.05, 0.5)]),
+    st.sampled_from([(0.2, 0.28), (0.05, 0.5)]),
 )
 def test_against_the_token_by_token_program(batch, aggregation, importance, clips):
     options = PAPER | {
@@ -187,7 +191,7 @@ def random_batch(seed=0, shape=(4, 3, 6), spread=0.1):
 def test_gradient_is_that_of_finite_differences(aggregation, importance):
     logp, *rest = random_batch(shape=(2, 2, 3), spread=0.05)
     options = PAPER | {"aggregation": aggregation, "importance": importance}
-    gradient = jax.grad(lambda x: policy_loss(x, *rest, **options)[0])(logp)
+    gradient = jax.grad(lambda x: jitted(x, *rest, **options)[0])(logp)
     rest = [np.asarray(x, np.float64) for x in rest[:3]] + [np.asarray(rest[3])]
     x = np.asarray(logp, np.float64)
     for index in np.ndindex(x.shape):
@@ -239,18 +243,18 @@ def test_a_sum_over_parts_is_the_whole(aggregation):
     """Whatever the parts: weights hold the normalisation of the complete batch."""
     logp, logp_old, logp_ref, advantages, mask = random_batch()
     options = PAPER | {"aggregation": aggregation}
-    whole, metrics = policy_loss(logp, logp_old, logp_ref, advantages, mask, **options)
+    whole, metrics = jitted(logp, logp_old, logp_ref, advantages, mask, **options)
     arrays = (logp, logp_old, logp_ref, advantages, token_weights(mask, aggregation))
     del options["aggregation"]
     parts = [
         weighted_loss(*(x[i] for x in arrays), **options)
         for i in (slice(0, 1), slice(1, 4))
     ]
-    assert float(parts[0][0] + parts[1][0]) == pytest.approx(float(whole), rel=1e-6)
+    assert float(parts[0][0] + parts[1][0]) == pytest.approx(float(whole), abs=1e-7)
     together = means(add_sums(parts[0][1], parts[1][1]))
     assert together.keys() == metrics.keys()
     for name, value in together.items():
-        assert float(value) == pytest.approx(float(metrics[name]), rel=1e-6), name
+        assert float(value) == pytest.approx(float(metrics[name]), rel=1e-5), name
 
 
 def test_what_is_masked_may_be_anything():
@@ -333,7 +337,5 @@ def test_sharded_over_prompts(mesh):
     ]
     for aggregation, importance in itertools.product(AGGREGATIONS, IMPORTANCES):
         options = PAPER | {"aggregation": aggregation, "importance": importance}
-        got, _ = jax.jit(lambda *x, options=options: policy_loss(*x, **options))(
-            *placed
-        )
-        assert float(got) == pytest.approx(float(policy_loss(*batch, **options)[0]))
+        got, _ = jitted(*placed, **options)
+        assert float(got) == pytest.approx(by_token(*batch, **options), abs=1e-6)

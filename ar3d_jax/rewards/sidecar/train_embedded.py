@@ -247,7 +247,7 @@ def train_points(
 
 def part_limits(
     grids: np.ndarray, kinds: Sequence[str]
-) -> dict[str, dict[str, tuple[float, float]]]:
+) -> dict[str, dict[str, list[float]]]:
     """Class -> part -> (overlap of strangers, overlap of members); see `parts.py`.
 
     Parts by which strangers cannot be told from members are left out, except the one
@@ -260,19 +260,18 @@ def part_limits(
         members = np.flatnonzero(kind == name)
         found = {}
         for part in table[name]["parts"] if name in table else ("body",):
-            best_of_strangers, best_of_members = [], []
-            for row, grid in enumerate(soft):
-                # An object is no example for itself.
-                examples = members[members != row]
-                best = parts.overlap(grid, soft[examples], part).max()
-                (best_of_members if kind[row] == name else best_of_strangers).append(best)
-            limit = float(np.mean(best_of_strangers)), float(np.median(best_of_members))
-            found[part] = tuple(round(value, 4) for value in limit)
+            best = np.zeros(len(soft), np.float32)
+            for example in members:
+                shared = parts.overlap(soft[example], soft, part)
+                shared[example] = 0.0  # an object is no example for itself
+                best = np.maximum(best, shared)
+            stranger, member = best[kind != name].mean(), np.median(best[members])
+            found[part] = [round(float(stranger), 4), round(float(member), 4)]
         contrast = {part: member - stranger for part, (stranger, member) in found.items()}
         clearest = max(contrast, key=lambda part: contrast[part])
         stranger, member = found[clearest]
         # Members and strangers as good as alike: some room for a slope between them.
-        found[clearest] = stranger, max(member, stranger + LEAST_CONTRAST)
+        found[clearest] = [stranger, max(member, stranger + LEAST_CONTRAST)]
         limits[name] = {
             part: limit
             for part, limit in found.items()
@@ -286,7 +285,7 @@ def match_logistic(
     drawn: pictures.Pictures,
     objects: Objects,
     rows: np.ndarray,
-) -> tuple[float, float]:
+) -> list[float]:
     """Slope and offset that turn margins into probabilities.
 
     Fitted on own captions, right as far as the picture's fidelity goes, and on as many
@@ -317,7 +316,7 @@ def match_logistic(
 
     optimiser.step(loss)
     slope, offset = line.tolist()
-    return round(slope, 4), round(offset, 4)
+    return [round(slope, 4), round(offset, 4)]
 
 
 def write(
@@ -418,7 +417,7 @@ def train(
         bank=kinds,
         examples={k: [i for i, of in enumerate(kinds) if of == k] for k in set(kinds)},
         limits=part_limits(grids, kinds),
-        match=(1.0, 0.0),
+        match=[1.0, 0.0],
         report={},
     )
     modules = {"view": view, "text": text, "points": points}

@@ -5,7 +5,7 @@ when a role that has a weight names it; it may use torch. `server.py` calls it.
 """
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,6 +17,7 @@ Verdict = tuple[float, str | None]
 SCORERS = {"embedded": "ar3d_jax.rewards.sidecar.scorers.embedded"}
 
 
+@runtime_checkable  # test runs check annotations
 class Scorer(Protocol):
     """Judges one object at a time.
 

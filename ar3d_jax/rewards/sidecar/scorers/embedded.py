@@ -70,8 +70,8 @@ class Facts:
     words: dict[str, str]
     bank: list[str]
     examples: dict[str, list[int]]
-    limits: dict[str, dict[str, tuple[float, float]]]
-    match: tuple[float, float]
+    limits: dict[str, dict[str, list[float]]]
+    match: list[float]
     report: dict[str, Any]
 
 

@@ -157,7 +157,7 @@ class Examples:
 
     grids: np.ndarray
     rows: Mapping[str, Sequence[int]]
-    limits: Mapping[str, Mapping[str, tuple[float, float]]]
+    limits: Mapping[str, Mapping[str, Sequence[float]]]
 
     def check(self, kind: str, points: Float[np.ndarray, "n 3"]) -> dict[str, float]:
         """Part -> completeness, 0 to 1, for the parts of class `kind`.

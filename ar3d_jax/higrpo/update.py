@@ -1,0 +1,245 @@
+"""One optimiser step on scored rollouts: the only place that takes gradients in RL.
+
+The loss is `higrpo.objective`; how rollouts come about is `rollout.two_step`; who calls
+this is `train.py`. Everything happens in one jitted function:
+
+1. Rewards become advantages, and masks become the weights of all tokens. Both need the
+   complete batch, and both are small.
+2. Rows go through the policy (and the reference, where there is a KL term) a
+   micro-batch at a time; gradients add up in float32. Because the weights are fixed
+   before, the size of a micro-batch changes memory and rounding, nothing else.
+3. AdamW replaces parameters and moments in place: `state` is donated.
+
+With one update per rollout the policy that sampled is the one updated, so the ratio is
+1 up to rounding; the old log-probabilities are the sampler's all the same, so a sampler
+and a trainer that disagree show in `ratio_max`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ar3d_jax.config import ObjectiveConfig, OptimConfig
+from ar3d_jax.higrpo.advantages import (
+    group_advantages,
+    group_spread,
+    used_groups,
+    valid_rollouts,
+)
+from ar3d_jax.higrpo.objective import (
+    Metrics,
+    StepTokens,
+    higrpo_loss,
+    means,
+    token_weights,
+)
+from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.sequence import Sequence, sequence_logp
+from ar3d_jax.policy.vocab import Vocab
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What training changes.
+
+    Attributes:
+        policy: the decoder that is trained.
+        opt_state: optax's, laid out like the parameters.
+        step: optimiser steps done, int32.
+    """
+
+    policy: Decoder
+    opt_state: Any
+    step: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScoredRollouts:
+    """One batch to learn from: B prompts, G rollouts each, in one step or more.
+
+    Attributes:
+        sequences: by step, `coarse` and `refined`: the sequences whose sampled tokens
+            belong to that step, each of B * G rows, prompt-major.
+        rewards: by step, float [B, G]; NaN where a score is missing.
+    """
+
+    sequences: dict[str, tuple[Sequence, ...]]
+    rewards: dict[str, jax.Array]
+
+
+def optimiser(cfg: OptimConfig) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; the rate rises linearly to `lr`.
+
+    The first step has lr / warmup_steps: at a rate of 0 it would be wasted.
+    """
+
+    def rate(count: jax.Array) -> jax.Array:
+        return cfg.lr * jnp.minimum(1.0, (count + 1) / max(cfg.warmup_steps, 1))
+
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.grad_clip),
+        optax.adamw(
+            rate, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay
+        ),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="optim")
+def init_state(policy: Decoder, *, optim: OptimConfig) -> TrainState:
+    """The state before the first step, with a copy of `policy` that may be donated.
+
+    `policy` itself stays usable, as the reference for instance. Moments are float32 and
+    laid out like their parameters.
+    """
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), policy)
+    return TrainState(
+        policy=jax.tree.map(jnp.copy, policy),
+        opt_state=optimiser(optim).init(wide),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("vocab", "objective", "optim"),
+    donate_argnames="state",
+)
+def update_step(
+    state: TrainState,
+    reference: Decoder | None,
+    rollouts: ScoredRollouts,
+    *,
+    vocab: Vocab,
+    objective: ObjectiveConfig,
+    optim: OptimConfig,
+) -> tuple[TrainState, Metrics]:
+    """The state after one step on `rollouts`, and its metrics.
+
+    Metrics: `loss`, `loss/<step>`, `kl` (NaN without reference), `entropy`,
+    `clip_fraction`, `ratio_max`, `grad_norm` (before clipping), `reward/<step>_std`
+    (spread within groups of the reward that was trained on) and `groups_used` (prompts
+    whose group teaches something in one of its steps). Means are over the tokens that
+    count; NaN where none does.
+
+    Args:
+        state: donated.
+        reference: the frozen policy of the KL term; not run where `kl_coef` is 0.
+        rollouts: sampled by `state.policy`.
+        vocab: which ids the segments sampled from.
+        objective: the loss.
+        optim: the optimiser.
+    """
+    if objective.kl_coef == 0:
+        reference = None
+    steps, metrics = _tokens_of_steps(rollouts, objective)
+    gradient, loss, sums = _accumulate(
+        state.policy, reference, (rollouts.sequences, steps), vocab, objective
+    )
+    updates, opt_state = optimiser(optim).update(
+        gradient, state.opt_state, state.policy
+    )
+    metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
+    metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+    policy = optax.apply_updates(state.policy, updates)
+    return TrainState(policy, opt_state, state.step + 1), metrics
+
+
+def _tokens_of_steps(
+    rollouts: ScoredRollouts, objective: ObjectiveConfig
+) -> tuple[dict[str, StepTokens], Metrics]:
+    """Advantages and weights, each [rows, ...] and on every device, by step."""
+    steps: dict[str, StepTokens] = {}
+    metrics: Metrics = {}
+    used_in_steps = []
+    for name, sequences in rollouts.sequences.items():
+        rewards = _everywhere(rollouts.rewards[name])
+        valid = valid_rollouts(rewards, jnp.ones_like(rewards, bool))
+        used = used_groups(rewards, valid)
+        sampled = _everywhere(jnp.concatenate([s.sampled for s in sequences], axis=1))
+        rows, length = sampled.shape
+        counts = (valid & used[:, None])[:, :, None]
+        mask = sampled.reshape(*rewards.shape, length) & counts
+        steps[name] = StepTokens(
+            logp_old=jnp.concatenate([s.logp for s in sequences], axis=1),
+            advantages=group_advantages(rewards, valid).reshape(rows),
+            weights=token_weights(mask, objective.aggregation).reshape(rows, length),
+        )
+        metrics[f"reward/{name}_std"] = group_spread(rewards, valid)
+        used_in_steps.append(used)
+    metrics["groups_used"] = jnp.sum(functools.reduce(jnp.logical_or, used_in_steps))
+    return steps, metrics
+
+
+def _accumulate(
+    policy: Decoder,
+    reference: Decoder | None,
+    rows: tuple[dict[str, tuple[Sequence, ...]], dict[str, StepTokens]],
+    vocab: Vocab,
+    objective: ObjectiveConfig,
+) -> tuple[Decoder, jax.Array, Metrics]:
+    """Gradient (float32), loss and metrics' sums over all micro-batches."""
+
+    def recomputed(
+        model: Decoder, sequences: dict[str, tuple[Sequence, ...]]
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        logp, entropy = {}, {}
+        for name, parts in sequences.items():
+            values = [sequence_logp(model, part, vocab) for part in parts]
+            logp[name], entropy[name] = (
+                jnp.concatenate(x, axis=1) for x in zip(*values, strict=True)
+            )
+        return logp, entropy
+
+    def loss_of(
+        policy: Decoder,
+        logp_ref: dict[str, jax.Array] | None,
+        sequences: dict[str, tuple[Sequence, ...]],
+        steps: dict[str, StepTokens],
+    ) -> tuple[jax.Array, Metrics]:
+        logp, entropy = recomputed(policy, sequences)
+        loss, sums = higrpo_loss(logp, logp_ref, steps, objective)
+        weighted = [jnp.sum(steps[name].weights * entropy[name]) for name in steps]
+        return loss, sums | {"entropy": sum(weighted)}
+
+    def micro_batch(total: Decoder, rows: Any) -> tuple[Decoder, Any]:
+        sequences, steps = rows
+        logp_ref = None if reference is None else recomputed(reference, sequences)[0]
+        value, gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            policy, logp_ref, sequences, steps
+        )
+        total = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, gradient)
+        return total, value
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), policy)
+    gradient, (losses, sums) = jax.lax.scan(
+        micro_batch, zeros, _micro_batches(rows, objective.micro_batch)
+    )
+    reduced = {
+        name: value.max() if name == "ratio_max" else value.sum()
+        for name, value in sums.items()
+    }
+    return gradient, losses.sum(), reduced
+
+
+def _micro_batches(rows: Any, size: int) -> Any:
+    """[rows, ...] as [rows / size, size, ...], each micro-batch spread over "fsdp".
+
+    Tokens and numbers per token are small, so they may visit every device on the way.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = _everywhere(x).reshape(-1, size, *x.shape[1:])
+        spec = jax.P(None, "fsdp", *(None,) * (x.ndim - 2))
+        return jax.sharding.reshard(x, spec)
+
+    return jax.tree.map(cut, rows)
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(x, jax.P(*(None,) * x.ndim))

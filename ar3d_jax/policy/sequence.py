@@ -1,0 +1,164 @@
+"""What a rollout leaves behind, and its log-probabilities under any policy.
+
+A row of a `Sequence` is [prompt][plan][<mesh-start>][codes] or the like, each part in a
+slot of fixed width: prompts are padded on the left and plans on the right, so that every
+sampled token stands directly after the token that predicts it. Rollout and update use
+this layout as it is; nothing is packed again. How rows come about is in
+`rollout/two_step.py`.
+
+`sequence_logp` is the hot part of the update. It never holds the logits of a whole
+batch: each segment uses its own columns of the head, a chunk of tokens at a time, and
+the backward pass computes a chunk's logits again.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ar3d_jax.errors import UserError
+from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.vocab import Subset, Vocab
+from ar3d_jax.sharding import LOGITS_BTV, einsum
+
+Span = tuple[int, int]  # first index and the one after the last
+CHUNK_BYTES = 2**26  # of float32 logits at a time; our choice: small beside activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the sampled tokens of a `Sequence` are, and how they were drawn.
+
+    Attributes:
+        text: indices of a sampled plan.
+        shape: indices of sampled shape tokens.
+        temperature: logits were divided by it.
+        truncated: top-k or top-p was on.
+    """
+
+    text: Span | None = None
+    shape: Span | None = None
+    temperature: float = 1.0
+    truncated: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """Rows of tokens, prompt-major: the G rollouts of one prompt follow each other.
+
+    Attributes:
+        tokens: ids; anything where not valid.
+        positions: of each token among its row's valid ones, from 0.
+        valid: True for tokens, False for padding.
+        sampled: True where the policy drew the token.
+        logp: nats, of the token at that index under the distribution that was sampled;
+            0 where not sampled.
+        layout: which indices are text and shape.
+    """
+
+    tokens: jax.Array  # B T, int32
+    positions: jax.Array  # B T, int32
+    valid: jax.Array  # B T, bool
+    sampled: jax.Array  # B T, bool
+    logp: jax.Array  # B T, float32
+    layout: Layout = dataclasses.field(metadata={"static": True})
+
+
+def sequence_logp(
+    policy: Decoder, sequence: Sequence, vocab: Vocab
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of each sampled token and entropy of its distribution, in nats.
+
+    Both are of the distribution that was sampled (the segment's subset of ids, at the
+    sequence's temperature), and 0 where nothing was sampled. No gradient flows through
+    the entropy: it is a metric.
+
+    Raises:
+        UserError: the sequence was drawn with top-k or top-p. Which tokens those keep
+            changes with the parameters, so a ratio of probabilities would mean nothing.
+    """
+    layout = sequence.layout
+    if layout.truncated:
+        raise UserError(
+            "rollout.top_k or rollout.top_p is on; expected 0 and 1.0 in training: "
+            "probabilities of a truncated distribution cannot be compared"
+        )
+    hidden = policy.hidden(sequence.tokens, sequence.positions, sequence.valid)
+    length = sequence.tokens.shape[1]
+    logp = entropy = jnp.zeros_like(sequence.logp)
+    for span, subset in ((layout.text, vocab.text), (layout.shape, vocab.shape)):
+        if span is None:
+            continue
+        start, stop = span
+        values = token_logp(
+            hidden[:, start - 1 : stop - 1],
+            subset.columns(policy.head_weights()),
+            sequence.tokens[:, start:stop],
+            subset,
+            temperature=layout.temperature,
+        )
+        around = ((0, 0), (start, length - stop))
+        logp, entropy = (
+            total + jnp.pad(value, around)
+            for total, value in zip((logp, entropy), values, strict=True)
+        )
+    return (
+        jnp.where(sequence.sampled, logp, 0.0),
+        jnp.where(sequence.sampled, entropy, 0.0),
+    )
+
+
+def token_logp(
+    hidden: Float[Array, "B T D"],
+    columns: Float[Array, "D V2"],
+    tokens: Int[Array, "B T"],
+    subset: Subset,
+    *,
+    temperature: float,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of `tokens` given `hidden`, and entropy, over `subset`'s ids."""
+
+    @jax.checkpoint
+    def chunk_logp(hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = einsum(
+            "btd,dv->btv", hidden, columns, out=LOGITS_BTV, accumulate=jnp.float32
+        )
+        return logits_logp(subset.masked(logits / temperature), tokens - subset.start)
+
+    rows, length = tokens.shape
+    chunks = -(-rows * length * subset.size * 4 // CHUNK_BYTES)
+    if chunks == 1:
+        return chunk_logp(hidden, tokens)
+    size = -(-length // chunks)
+
+    def split(x: jax.Array) -> jax.Array:
+        widths = [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, widths).reshape(rows, chunks, size, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(rows, chunks * size)[:, :length]
+
+    # Chunks along T: B is split over "fsdp". The head's gradient adds up in the scan.
+    _, values = jax.lax.scan(
+        lambda carry, chunk: (carry, chunk_logp(*chunk)),
+        None,
+        (split(hidden), split(tokens)),
+    )
+    return jax.tree.map(join, values)
+
+
+def logits_logp(
+    logits: Float[Array, "B T V2"], targets: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of `targets` under softmax(logits), and its entropy."""
+    logits = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits)
+    total = weights.sum(axis=-1)
+    # A masked sum and not a gather: the last axis may be split over "tp".
+    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[:, :, None]
+    target = jnp.where(is_target, logits, 0.0).sum(axis=-1)
+    entropy = jnp.log(total) - (weights * logits).sum(axis=-1) / total
+    return target - jnp.log(total), jax.lax.stop_gradient(entropy)

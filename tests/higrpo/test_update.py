@@ -1,0 +1,330 @@
+"""One optimiser step against plain autodiff, and what must not change it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ar3d_jax.config import ObjectiveConfig, OptimConfig, PolicyConfig
+from ar3d_jax.higrpo.advantages import group_advantages
+from ar3d_jax.higrpo.objective import policy_loss
+from ar3d_jax.higrpo.update import (
+    ScoredRollouts,
+    init_state,
+    optimiser,
+    update_step,
+)
+from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.sequence import Layout, Sequence, sequence_logp
+from ar3d_jax.policy.vocab import Vocab
+from ar3d_jax.sharding import make_mesh
+
+B, G = 4, 2
+ROWS = B * G
+VOCAB = Vocab(
+    endoftext=20, im_start=21, im_end=22, codes_start=23, codes=16, mesh_start=39,
+    mesh_end=40,
+)  # fmt: skip
+SMALL = PolicyConfig(
+    vocab_size=128, width=16, layers=2, heads=4, kv_heads=2, head_size=4, mlp_width=32
+)
+OBJECTIVE = ObjectiveConfig(micro_batch=4)
+OPTIM = OptimConfig(lr=1e-3, warmup_steps=4)
+REWARDS = {
+    "coarse": np.array([[1, 2], [3, 0], [5, 5.5], [0, 1]], np.float32),
+    "refined": np.array([[2, 1], [0, 3], [1, 1], [4, 1]], np.float32),
+}
+PROMPT, PLAN, CODES = 4, 5, 6
+
+
+def make_policy(seed=0):
+    return Decoder(SMALL, jax.random.key(seed))
+
+
+def make_sequence(rng, *, plan_sampled, shape, temperature=1.0):
+    """Rows of [prompt, left-padded][plan, right-padded] and, for a shape, [codes]."""
+    prompt = rng.integers(1, PROMPT + 1, (ROWS, 1))
+    plan = rng.integers(1, PLAN + 1, (ROWS, 1))
+    t = np.arange(PROMPT + PLAN + (1 + CODES if shape else 0))
+    valid = (t >= PROMPT - prompt) & ((t < PROMPT + plan) | (t >= PROMPT + PLAN))
+    tokens = rng.integers(0, 20, valid.shape)
+    sampled = np.zeros_like(valid)
+    if plan_sampled:
+        sampled[:, PROMPT : PROMPT + PLAN] = valid[:, PROMPT : PROMPT + PLAN]
+    first_code = PROMPT + PLAN + 1
+    if shape:
+        tokens[:, first_code - 1] = VOCAB.mesh_start
+        tokens[:, first_code:] = rng.integers(23, 39, (ROWS, CODES))
+        sampled[:, first_code:] = True
+    return Sequence(
+        tokens=jnp.asarray(tokens, jnp.int32),
+        positions=jnp.asarray(np.maximum(np.cumsum(valid, 1) - 1, 0), jnp.int32),
+        valid=jnp.asarray(valid),
+        sampled=jnp.asarray(sampled),
+        logp=jnp.zeros(valid.shape),
+        layout=Layout(
+            text=(PROMPT, PROMPT + PLAN) if plan_sampled else None,
+            shape=(first_code, first_code + CODES) if shape else None,
+            temperature=temperature,
+        ),
+    )
+
+
+def make_rollouts(policy, rewards=REWARDS, seed=0):
+    """As a rollout leaves them: logp is the policy's own."""
+    rng = np.random.default_rng(seed)
+    sequences = {
+        "coarse": (make_sequence(rng, plan_sampled=True, shape=True),),
+        "refined": (
+            make_sequence(rng, plan_sampled=True, shape=False),
+            make_sequence(rng, plan_sampled=False, shape=True, temperature=0.7),
+        ),
+    }
+    fill = jax.jit(lambda s: dataclasses.replace(s, logp=logp_of(policy, s)))
+    filled = {name: tuple(map(fill, s)) for name, s in sequences.items()}
+    return ScoredRollouts(filled, jax.tree.map(jnp.asarray, rewards))
+
+
+def logp_of(policy, sequence):
+    return sequence_logp(policy, sequence, VOCAB)[0]
+
+
+def on_rows(x):
+    return jax.sharding.reshard(x, jax.P("fsdp", *(None,) * (x.ndim - 1)))
+
+
+def run(policy, rollouts, *, reference=None, objective=OBJECTIVE):
+    state = init_state(policy, optim=OPTIM)
+    rollouts = dataclasses.replace(
+        rollouts, sequences=jax.tree.map(on_rows, rollouts.sequences)
+    )
+    return update_step(
+        state,
+        policy if reference is None else reference,
+        rollouts,
+        vocab=VOCAB,
+        objective=objective,
+        optim=OPTIM,
+    )
+
+
+def assert_close(one, other, **tolerance):
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), **tolerance)
+
+
+def plain_logp(policy, sequence):
+    """Log-probabilities from the logits of all tokens, by log_softmax."""
+    logits = policy(sequence.tokens, sequence.positions, sequence.valid)
+    logits = logits[:, :-1] / sequence.layout.temperature
+    ids = np.arange(SMALL.vocab_size)
+    columns = [np.zeros(SMALL.vocab_size, bool)] * sequence.tokens.shape[1]
+    text, shape = sequence.layout.text, sequence.layout.shape
+    for t in range(*(text or (0, 0))):
+        columns[t] = (ids < 20) | (ids == VOCAB.im_end)
+    for t in range(*(shape or (0, 0))):
+        columns[t] = (ids >= 23) & (ids < 39)
+    allowed = jnp.asarray(np.stack(columns)[None, 1:])
+    logp = jax.nn.log_softmax(jnp.where(allowed, logits, -1e9), axis=-1)
+    logp = jnp.take_along_axis(logp, sequence.tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.pad(logp, ((0, 0), (1, 0)))
+
+
+def test_equals_plain_autodiff_and_adamw():
+    """Off-policy, so that ratio, clipping and KL all take part."""
+    policy, reference, sampler = make_policy(0), make_policy(1), make_policy(2)
+    rollouts = make_rollouts(sampler)
+
+    @jax.jit
+    def plain(policy):
+        total = 0.0
+        for name, parts in rollouts.sequences.items():
+            logp, old, ref, mask = (
+                jnp.concatenate(x, axis=1).reshape(B, G, -1)
+                for x in zip(
+                    *(
+                        (
+                            plain_logp(policy, s),
+                            plain_logp(sampler, s),
+                            plain_logp(reference, s),
+                            s.sampled,
+                        )
+                        for s in parts
+                    ),
+                    strict=True,
+                )
+            )
+            rewards = rollouts.rewards[name]
+            advantages = group_advantages(rewards, jnp.ones((B, G), bool))
+            spread = (rewards.max(axis=1) > rewards.min(axis=1))[:, None, None]
+            total += policy_loss(
+                logp, old, ref, advantages, mask & spread, clip_low=0.2,
+                clip_high=0.28, kl_coef=0.01, aggregation="token", importance="token",
+            )[0]  # fmt: skip
+        return total
+
+    loss, gradient = jax.value_and_grad(plain)(policy)
+    adamw = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(1e-3 / 4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.01),
+    )
+    updates, _ = adamw.update(gradient, adamw.init(policy), policy)
+    expected = optax.apply_updates(policy, updates)
+
+    state, metrics = run(policy, rollouts, reference=reference)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), abs=2e-6)
+    norm = float(optax.global_norm(gradient))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+    assert float(metrics["clip_fraction"]) > 0.1
+    # Adam divides by the gradient's size, so rounding of a tiny gradient shows.
+    assert_close(state.policy, expected, atol=2e-6)
+    assert int(state.step) == 1
+
+
+def test_first_update_has_ratio_1_kl_0_and_metrics_of_the_batch():
+    policy = make_policy()
+    rollouts = make_rollouts(policy)
+    _, metrics = run(policy, rollouts)
+    assert float(metrics["ratio_max"]) == pytest.approx(1, abs=1e-5)
+    assert float(metrics["kl"]) == pytest.approx(0, abs=1e-9)
+    assert float(metrics["clip_fraction"]) == 0
+    assert 0 < float(metrics["entropy"]) < np.log(21)
+    assert int(metrics["groups_used"]) == 4  # group 2 has spread in its coarse step
+    assert float(metrics["reward/coarse_std"]) == pytest.approx(
+        (0.5 + 1.5 + 0.25 + 0.5) / 4
+    )
+    assert float(metrics["reward/refined_std"]) == pytest.approx(3.5 / 4)
+    total = metrics["loss/coarse"] + metrics["loss/refined"]
+    assert float(metrics["loss"]) == pytest.approx(float(total), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "variant", [{}, {"aggregation": "token_batch", "importance": "sequence"}]
+)
+def test_micro_batches_change_nothing(variant):
+    policy = make_policy()
+    rollouts = make_rollouts(make_policy(2))
+    whole, in_parts = (
+        run(
+            policy,
+            rollouts,
+            objective=dataclasses.replace(OBJECTIVE, micro_batch=rows, **variant),
+        )
+        for rows in (8, 2)
+    )
+    assert_close(whole[1], in_parts[1], rtol=1e-4, atol=1e-6)
+    assert_close(whole[0], in_parts[0], atol=1e-6)
+
+
+def test_the_mesh_changes_nothing(mesh):
+    def outcome():
+        policy = make_policy()
+        state, metrics = run(policy, make_rollouts(policy))
+        return jax.device_get((state, metrics))
+
+    got = outcome()
+    with jax.set_mesh(make_mesh()):
+        expected = outcome()
+    assert_close(got[1], expected[1], rtol=1e-4, atol=1e-5)
+    assert_close(got[0], expected[0], atol=5e-6)
+
+
+def test_layouts_stay():
+    with jax.set_mesh(make_mesh(4, 2)):
+        policy = make_policy()
+        state, _ = run(policy, make_rollouts(policy))
+        for leaf, original in zip(
+            *map(jax.tree.leaves, (state.policy, policy)), strict=True
+        ):
+            assert leaf.sharding == original.sharding
+        moments = state.opt_state[1][0].mu
+        assert moments.head[...].sharding == policy.head[...].sharding
+
+
+def test_what_a_rollout_without_a_score_did_does_not_matter():
+    policy = make_policy()
+    rewards = {name: np.array(x) for name, x in REWARDS.items()}
+    rewards["coarse"][0] = [np.nan, 2]  # one valid: the group teaches nothing
+    rewards["refined"][1, 0] = rewards["refined"][1, 1] = np.nan
+    rollouts = make_rollouts(policy, rewards)
+    outcomes = []
+    for token in (3, 17):
+        coarse, *_ = rollouts.sequences["coarse"]
+        local, refined = rollouts.sequences["refined"]
+        sequences = {
+            "coarse": (dataclasses.replace(coarse, tokens=coarse.tokens.at[0].set(token)),),
+            "refined": (
+                dataclasses.replace(local, logp=local.logp.at[2].set(token)),
+                dataclasses.replace(refined, tokens=refined.tokens.at[3].set(token)),
+            ),
+        }  # fmt: skip
+        changed = dataclasses.replace(rollouts, sequences=sequences)
+        outcomes.append(run(policy, changed))
+    jax.tree.map(np.testing.assert_array_equal, *outcomes)
+    assert int(outcomes[0][1]["groups_used"]) == 4
+
+
+def test_a_batch_without_any_score_leaves_only_weight_decay():
+    policy = make_policy()
+    rewards = jax.tree.map(lambda x: x * np.nan, REWARDS)
+    state, metrics = run(policy, make_rollouts(policy, rewards))
+    assert (int(metrics["groups_used"]), float(metrics["grad_norm"])) == (0, 0)
+    assert float(metrics["loss"]) == 0
+    shrunk = jax.tree.map(lambda x: x * (1 - 1e-3 / 4 * 0.01), policy)
+    assert_close(state.policy, shrunk, rtol=1e-6)
+
+
+def test_without_kl_the_reference_is_not_needed():
+    policy = make_policy()
+    rollouts = make_rollouts(policy)
+    state = init_state(policy, optim=OPTIM)
+    _, metrics = update_step(
+        state,
+        None,
+        rollouts,
+        vocab=VOCAB,
+        objective=dataclasses.replace(OBJECTIVE, kl_coef=0.0),
+        optim=OPTIM,
+    )
+    assert np.isnan(metrics["kl"])
+    assert np.isfinite(metrics["loss"])
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))  # donated
+    assert not any(x.is_deleted() for x in jax.tree.leaves(policy))
+
+
+def test_better_rollouts_become_likelier():
+    policy = make_policy()
+    rollouts = make_rollouts(policy)
+    state = init_state(policy, optim=OPTIM)
+    for _ in range(4):
+        state, _ = update_step(
+            state, policy, rollouts, vocab=VOCAB, objective=OBJECTIVE, optim=OPTIM
+        )
+    for name, parts in rollouts.sequences.items():
+        gain = sum(
+            (logp_of(state.policy, s) - s.logp).sum(axis=1).reshape(B, G) for s in parts
+        )
+        advantages = group_advantages(rollouts.rewards[name], jnp.ones((B, G), bool))
+        assert float((gain * advantages).sum()) > 0
+
+
+def test_the_rate_rises_to_lr_and_moments_are_float32():
+    """Adam's first steps on a constant gradient move by the rate, whatever its size."""
+    steps = optimiser(OptimConfig(lr=0.5, warmup_steps=2, weight_decay=0.0))
+    p = jnp.ones(3)
+    state = steps.init(p)
+    moves = []
+    for _ in range(3):
+        updates, state = steps.update(jnp.full(3, 1e-3), state, p)
+        moves.append(float(-updates[0]))
+    assert moves == pytest.approx([0.25, 0.5, 0.5], rel=1e-3)
+    half = Decoder(dataclasses.replace(SMALL, dtype="bfloat16"), jax.random.key(0))
+    state = init_state(half, optim=OPTIM)
+    assert {x.dtype.name for x in jax.tree.leaves(state.policy)} == {"bfloat16"}
+    moments = state.opt_state[1][0]
+    assert {x.dtype.name for x in jax.tree.leaves((moments.mu, moments.nu))} == {
+        "float32"
+    }

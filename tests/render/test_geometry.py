@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from ar3d_jax.codec.surface import Mesh, extract
+from ar3d_jax.render.geometry import surface_points, vertex_normals
+
+# Two triangles in the plane z = 0, one three times as large; and an unused vertex.
+FLAT = Mesh(
+    np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [9, 9, 9]]),
+    np.int32([[0, 1, 2], [0, 2, 3]]),
+)
+
+
+def test_normals_of_a_plane():
+    normals = vertex_normals(FLAT)
+    np.testing.assert_array_equal(normals[:4], [[0, 0, 1]] * 4)
+    np.testing.assert_array_equal(normals[4], [0, 0, 0])
+
+
+def test_normals_of_a_ball_point_outwards():
+    axes = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 24)] * 3, indexing="ij"), -1)
+    mesh = extract((0.3 - np.linalg.norm(axes, axis=-1)).astype(np.float32))
+    outwards = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
+    assert (vertex_normals(mesh) * outwards).sum(1).min() > 0.99
+
+
+def test_points_are_spread_by_area():
+    points = surface_points(FLAT, 8000, seed=0)
+    assert points.shape == (8000, 3)
+    assert (points[:, 2] == 0).all()
+    x, y = points[:, 0], points[:, 1]
+    assert (y >= 0).all()
+    assert (np.where(x > 0, x + y, y - x / 3) <= 1 + 1e-6).all()  # inside
+    # Three quarters of the area have x < 0; the standard error is 0.005.
+    assert np.isclose((x < 0).mean(), 0.75, atol=0.02)
+    # Centroids: the mean of the corners, 1/3 and -1.
+    assert np.isclose(x[x > 0].mean(), 1 / 3, atol=0.02)
+    assert np.isclose(x[x < 0].mean(), -1, atol=0.05)
+
+
+def test_points_depend_on_the_seed_alone():
+    first = surface_points(FLAT, 10, seed=5)
+    np.testing.assert_array_equal(first, surface_points(FLAT, 10, seed=5))
+    assert (first != surface_points(FLAT, 10, seed=6)).any()
+
+
+def test_nothing_to_put_points_on():
+    empty = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32))
+    line = Mesh(np.zeros((3, 3), np.float32), np.int32([[0, 1, 2]]))
+    for mesh in (empty, line):
+        with pytest.raises(ValueError, match="without area"):
+            surface_points(mesh, 3, seed=0)
