@@ -33,7 +33,7 @@ class PolicyConfig:
     """The Qwen2.5-type decoder. Sizes of `weights` win over nothing: they must agree."""
 
     weights: str = "embedded"  # a Hugging Face folder; embedded: the shipped tiny policy
-    vocab_size: int = 2048  # tiny: our text BPE + codes + marks, padded; 7B: 159,872
+    vocab_size: int = 3072  # tiny: 1,000 texts + 2,048 codes + 5 marks, padded; 7B: 159,872
     width: int = 192  # tiny: our choice, fits the 12 s step on 2 cores; 7B: 3,584
     layers: int = 4  # tiny: our choice; 7B: 28
     heads: int = 6  # query heads; 7B: 28

@@ -2,8 +2,8 @@
 
 Explicit sharding mode: a layout is part of an array's type, so a contraction that would
 need a hidden collective fails when it is traced. Mesh axes are ("fsdp", "tp"); one
-device is the 1x1 mesh, so there are no "is there a mesh?" branches. Everything that uses
-a layout runs under `jax.set_mesh`.
+device is the 1x1 mesh, so there are no "is there a mesh?" branches. Everything that
+uses a layout runs under `jax.set_mesh`.
 
 Letters are those of `shapes.py`.
 """
@@ -81,26 +81,22 @@ def param(
     *,
     dtype: Any,
     scale: float | None = None,
-    fan_in: int | None = None,
 ) -> nnx.Param:
-    """A parameter: normal of `scale` (default fan_in**-0.5), laid out as `spec`.
-
-    `scale=0` gives zeros; norms' weights are made with `ones`.
-    """
-    if scale == 0:
-        value = jnp.zeros(shape, dtype, out_sharding=spec)
-    else:
-        scale = scale if scale is not None else 1 / math.sqrt(fan_in or shape[0])
-        value = jax.random.normal(
-            fold_in_name(key, name), shape, jnp.float32, out_sharding=spec
-        )
-        value = (value * scale).astype(dtype)
-    return nnx.Param(value)
+    """A parameter: normal of `scale` (default shape[0]**-0.5), laid out as `spec`."""
+    scale = 1 / math.sqrt(shape[0]) if scale is None else scale
+    key = fold_in_name(key, name)
+    value = jax.random.normal(key, shape, jnp.float32, out_sharding=spec)
+    return nnx.Param((value * scale).astype(dtype))
 
 
 def ones(shape: tuple[int, ...], spec: P, *, dtype: Any) -> nnx.Param:
     """A norm's weight."""
     return nnx.Param(jnp.ones(shape, dtype, out_sharding=spec))
+
+
+def zeros(shape: tuple[int, ...], spec: P, *, dtype: Any) -> nnx.Param:
+    """A bias."""
+    return nnx.Param(jnp.zeros(shape, dtype, out_sharding=spec))
 
 
 def einsum(

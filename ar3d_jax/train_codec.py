@@ -28,8 +28,8 @@ from ar3d_jax import command
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.quantizer import Codebook, kmeans, nearest_codes, update_codebook
-from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.codec.voxels import unpack
+from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecTrainingConfig, to_dict
 from ar3d_jax.data.augmentation import AugmentedVoxels, load_augmented
 from ar3d_jax.data.catalog import load_catalog
@@ -61,7 +61,7 @@ def reconstruction_loss(
 ) -> Float[Array, ""]:
     """Dice + cross-entropy, mean over objects.
 
-    Dice as TRELLIS trains its structure VAE: 1 - (2 sum(p y) + 1) / (sum p + sum y + 1).
+    Dice is that of TRELLIS: 1 - (2 sum(p y) + 1) / (sum p + sum y + 1).
     The cross-entropy beside it is our choice: it keeps a gradient where Dice saturates.
     """
     y = voxels.astype(jnp.float32)

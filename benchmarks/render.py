@@ -17,6 +17,7 @@ import tempfile
 import time
 
 import numpy as np
+import trimesh
 from scipy.ndimage import gaussian_filter
 
 from ar3d_jax.codec.surface import extract
@@ -53,7 +54,8 @@ class Peer:
         self.camera = self.scene.add(lens)
         self.light = self.scene.add(pyrender.DirectionalLight(intensity=3.0))
 
-    def draw(self, mesh) -> None:
+    def draw(self, mesh: trimesh.Trimesh) -> None:
+        """Draws all views of a mesh."""
         node = self.scene.add(self.pyrender.Mesh.from_trimesh(mesh, smooth=True))
         for pose in camera_poses(
             CONFIG.views, pitch_deg=CONFIG.pitch_deg, radius=CONFIG.radius
@@ -65,8 +67,8 @@ class Peer:
 
 
 def main() -> None:
-    import trimesh
-
+    """Measures and prints."""
+    load = os.getloadavg()[0]
     logits = objects(OBJECTS)
     meshes = [extract(grid) for grid in logits]
     smooth = [trimesh.Trimesh(m.vertices, m.faces, process=False) for m in meshes]
@@ -99,12 +101,11 @@ def main() -> None:
         "size": CONFIG.size,
         "workers": CONFIG.workers,
         "cores": os.cpu_count(),
-        "load_before": round(LOAD, 1),
+        "load_before": round(load, 1),
         "target_views_per_s": 60,
     }
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    LOAD = os.getloadavg()[0]
     main()

@@ -30,7 +30,7 @@ from ar3d_jax.config import RenderConfig, RewardsConfig
 from ar3d_jax.rewards import wire
 from ar3d_jax.rewards.client import Scoring
 
-BATCH, RESOLUTION, ROUNDS, SLOTS = 32, 32, 25, 8
+BATCH, RESOLUTION, ROUNDS, SLOTS = 32, 32, 25, 16
 COPY, IDLE = 1.0, 0.0  # the first logit tells the worker; the prompt, the sidecar
 
 
@@ -76,6 +76,7 @@ def memcpy_s(logits: np.ndarray, views: np.ndarray, points: np.ndarray) -> float
 
 
 def main() -> None:
+    """Measures and prints."""
     load = os.getloadavg()[0]
     render, rewards = RenderConfig(), RewardsConfig()
     logits = np.full((BATCH,) + (RESOLUTION,) * 3, COPY, np.float32)

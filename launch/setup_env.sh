@@ -20,11 +20,11 @@ debian_install() {
     as_root=(sudo -n)
   fi
   say "installing Debian packages: $*"
-  local install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
-    apt-get install --quiet=2 --yes --no-install-recommends "$@")
-  # A fresh image has no package lists: update them only if it does not work without.
-  { "${install[@]}" 2> /dev/null \
-    || { "${as_root[@]}" apt-get update --quiet=2 && "${install[@]}"; }; } < /dev/null >&2
+  local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2)
+  local install=("${apt[@]}" install --yes --no-install-recommends "$@")
+  # A fresh image has no package lists: they are fetched only where they are missed.
+  { "${install[@]}" 2> /dev/null || { "${apt[@]}" update && "${install[@]}"; }; } \
+    < /dev/null > /dev/null
 }
 
 find_python() {

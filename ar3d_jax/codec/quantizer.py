@@ -26,7 +26,6 @@ def nearest_codes(
     return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
 
 
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codebook:

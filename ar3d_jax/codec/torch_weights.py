@@ -1,13 +1,14 @@
 """Codec weights by the published names: state dict <-> `Codec`.
 
 The shipped tiny codec is stored in the same layout (safetensors), so one reader serves
-both. Names follow from attribute names (see `vqvae.py`); arrays differ only in the order
-of axes: torch keeps convolutions as [out, in, x, y, z], we keep [x, y, z, in, out].
+both. Names follow from attribute names (see `vqvae.py`); arrays differ only in the
+order of axes: convolutions are [out, in, x, y, z] in torch and [x, y, z, in, out] here.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,16 @@ _RENAMES = {
 
 
 def _name(path: tuple) -> str:
-    keys = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path]
-    return ".".join(_RENAMES.get(key, key) for key in keys if key not in ("value", "raw_value"))
+    keys = [
+        str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path
+    ]
+    return ".".join(
+        _RENAMES.get(key, key) for key in keys if key not in ("value", "raw_value")
+    )
 
 
-def named_leaves(codec: Codec) -> dict[str, jax.Array]:
-    """The codec's arrays, in our layout, by their published names."""
+def named_leaves(codec: Codec) -> dict[str, Any]:
+    """The codec's arrays (or abstract ones) in our layout, by their published names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(codec)
     return {_name(path): leaf for path, leaf in leaves}
 
@@ -65,8 +70,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> CodecConfig:
             middle += 1
     except KeyError as error:
         raise UserError(
-            f"the codec weights have no tensor {error.args[0]!r}; expected a state dict "
-            "of the 3D VQ-VAE (3DVQVAE.bin or its safetensors)"
+            f"the codec weights have no tensor {error.args[0]!r}; expected a state "
+            "dict of the 3D VQ-VAE (3DVQVAE.bin or its safetensors)"
         ) from None
     return CodecConfig(
         channels=tuple(channels),
@@ -135,9 +140,7 @@ def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
     found = infer_config({name: tensor.shape for name, tensor in tensors.items()})
     if resolution:
         found = dataclasses.replace(found, resolution=int(resolution))
-    if config is not None:
-        found = dataclasses.replace(config)
-    return from_state_dict(tensors, found)
+    return from_state_dict(tensors, config or found)
 
 
 def save(codec: Codec, path: str | pathlib.Path, dtype: np.typing.DTypeLike) -> None:

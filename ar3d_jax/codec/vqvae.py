@@ -233,9 +233,7 @@ class Codec(nnx.Module):
         grid = self.encoder(voxels)
         return grid.reshape(grid.shape[0], self.config.tokens, self.config.code_size)
 
-    def decode_latents(
-        self, latents: Float[Array, "B M E"]
-    ) -> Float[Array, "B R R R"]:
+    def decode_latents(self, latents: Float[Array, "B M E"]) -> Float[Array, "B R R R"]:
         """Logits of strips that need not be codes."""
         n = self.config.latent_resolution
         return self.decoder(latents.reshape(latents.shape[0], n, n, n, -1))

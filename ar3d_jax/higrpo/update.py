@@ -145,7 +145,7 @@ def update_step(
         gradient, state.opt_state, state.policy
     )
     metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
-    metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
     policy = optax.apply_updates(state.policy, updates)
     return TrainState(policy, opt_state, state.step + 1), metrics
 

@@ -9,7 +9,6 @@ over contiguous memory (measured 2x faster). Who reads it is `attention.py`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ class LayerCache:
     keys: jax.Array  # B K H S
     values: jax.Array  # B K S H
 
-    def write(self, keys: jax.Array, values: jax.Array, slot: jax.Array) -> Self:
+    def write(self, keys: jax.Array, values: jax.Array, slot: jax.Array) -> "LayerCache":
         """With [B, T, K, H] keys and values in the slots from `slot` on."""
         keys = jnp.transpose(keys, (0, 2, 3, 1))
         values = jnp.transpose(values, (0, 2, 1, 3))
@@ -61,7 +60,7 @@ class Cache:
     lengths: jax.Array  # B
 
     @classmethod
-    def empty(cls, cfg: PolicyConfig, *, rows: int, slots: int) -> Self:
+    def empty(cls, cfg: PolicyConfig, *, rows: int, slots: int) -> "Cache":
         """A cache of `slots` free slots for each of `rows`."""
 
         def layer(*stack: int) -> LayerCache:
@@ -93,7 +92,7 @@ class Cache:
         """Slots per row, free or not."""
         return self.valid.shape[1]
 
-    def grown(self, slots: int) -> Self:
+    def grown(self, slots: int) -> "Cache":
         """With free slots added at the end, `slots` in all."""
         more = slots - self.slots
 

@@ -24,7 +24,7 @@ from ar3d_jax.config import PolicyConfig
 from ar3d_jax.policy import attention
 from ar3d_jax.policy.cache import Cache, LayerCache
 from ar3d_jax.policy.rope import Rotation, rotate, rotation
-from ar3d_jax.sharding import einsum, ones, param
+from ar3d_jax.sharding import einsum, ones, param, zeros
 
 
 def rms_norm(
@@ -46,9 +46,7 @@ class Block(nnx.Module):
         self.cfg = cfg
         self.attention_norm = ones((D,), sharding.NORM_D, dtype=dtype)
         self.qkv = param(key, "qkv", (D, K, Q + 2, H), sharding.QKV_DKPH, dtype=dtype)
-        self.qkv_bias = param(
-            key, "qkv_bias", (K, Q + 2, H), sharding.QKVBIAS_KPH, dtype=dtype, scale=0
-        )
+        self.qkv_bias = zeros((K, Q + 2, H), sharding.QKVBIAS_KPH, dtype=dtype)
         self.out = param(key, "out", (K * Q * H, D), sharding.OUT_ID, dtype=dtype)
         self.mlp_norm = ones((D,), sharding.NORM_D, dtype=dtype)
         self.gate_up = param(

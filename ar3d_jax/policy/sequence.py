@@ -1,9 +1,9 @@
 """What a rollout leaves behind, and its log-probabilities under any policy.
 
 A row of a `Sequence` is [prompt][plan][<mesh-start>][codes] or the like, each part in a
-slot of fixed width: prompts are padded on the left and plans on the right, so that every
-sampled token stands directly after the token that predicts it. Rollout and update use
-this layout as it is; nothing is packed again. How rows come about is in
+slot of fixed width: prompts are padded on the left and plans on the right, so that
+every sampled token stands directly after the token that predicts it. Rollout and update
+use this layout as it is; nothing is packed again. How rows come about is in
 `rollout/two_step.py`.
 
 `sequence_logp` is the hot part of the update. It never holds the logits of a whole

@@ -1,16 +1,15 @@
 """Which ids mean what, and which of them a segment may sample.
 
 Ids are read from a tokenizer, so the published vocabulary (codes from 151,665 on) and
-the small one (`tokenizer.py`) work alike. Text segments sample ordinary text and the end
-of turn; shape segments sample codes only, so that no malformed mesh can occur. Both are
-ranges of the head's columns: logits of other ids are never computed.
+the small one (`tokenizer.py`) work alike. Text segments sample ordinary text and the
+end of turn; shape segments sample codes only, so that no malformed mesh can occur. Both
+are ranges of the head's columns: logits of other ids are never computed.
 """
 
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -78,7 +77,7 @@ class Vocab:
     mesh_end: int
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> Self:
+    def from_tokenizer(cls, tokenizer: Any) -> "Vocab":
         """The ids in a transformers tokenizer.
 
         Raises:

@@ -1,7 +1,7 @@
 """A child process as the trainer sees it: started, spoken to, found dead, ended.
 
 Mechanics only. Which request goes to which child, and what a death means for the
-objects under way, is `client.py`; what the child itself does is `wire.run_child`.
+objects under way, is `courier.py`; what the child itself does is `wire.run_child`.
 """
 
 import collections

@@ -6,7 +6,7 @@ the memory is an anonymous file and the sockets are pairs, both inherited. When 
 process is gone, killed or not, so are they.
 
 This file holds the layout, the sockets, and what every child does first. Who starts and
-restarts children is `client.py`; the children are `render/workers.py` and `sidecar/`.
+restarts children is `courier.py`; the children are `render/workers.py` and `sidecar/`.
 
 The ring: a header, then `slots` slots. Little-endian; offsets in bytes.
 
@@ -253,21 +253,33 @@ class Channel:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._socket = end
         self._received = bytearray()
+        self._unsent = bytearray()
 
     def fileno(self) -> int:
         """For selectors."""
         return self._socket.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Sends `message`.
+    def put(self, message: dict[str, Any]) -> None:
+        """Keeps `message` for the next `flush`."""
+        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        if len(line) > MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(line)} bytes; {MESSAGE_BYTES} at most")
+        self._unsent += line
+
+    def flush(self) -> None:
+        """Sends what was put, at once: each sending wakes the other end.
 
         Raises:
             OSError: the other end is gone, or has read nothing for `SEND_S` seconds.
         """
-        line = json.dumps(message, allow_nan=False).encode() + b"\n"
-        if len(line) > MESSAGE_BYTES:
-            raise ValueError(f"a message of {len(line)} bytes; {MESSAGE_BYTES} at most")
-        self._socket.sendall(line)
+        unsent, self._unsent = self._unsent, bytearray()
+        if unsent:
+            self._socket.sendall(unsent)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Puts and flushes: see both."""
+        self.put(message)
+        self.flush()
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Waits for data; the messages that it completes, or None at the end.

@@ -1,8 +1,8 @@
 """One segment: tokens sampled after what a cache holds.
 
 `prefill` fills a cache with prompts, `sample` draws a segment. Both are pure functions
-inside the jitted programs of `two_step.py`, which puts segments together into sequences;
-how a single token is drawn is in `sampling.py`.
+inside the jitted programs of `two_step.py`, which puts segments together; how a single
+token is drawn is in `sampling.py`.
 
 What makes it fast on CPU (measured by benchmarks/rollout.py): layers unrolled, fused
 projections, keys stored transposed, random numbers made before the loop, a cache that
@@ -11,7 +11,7 @@ that ends when the last row has.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Segment:
     logp: jax.Array  # B T, float32
 
     @classmethod
-    def empty(cls, rows: int, steps: int) -> Self:
+    def empty(cls, rows: int, steps: int) -> "Segment":
         """Nothing sampled."""
 
         def zeros(dtype: Any) -> jax.Array:
@@ -53,12 +53,12 @@ class Segment:
         return cls(zeros(jnp.int32), zeros(bool), zeros(bool), zeros(jnp.float32))
 
     @classmethod
-    def given(cls, tokens: jax.Array, valid: jax.Array) -> Self:
+    def given(cls, tokens: jax.Array, valid: jax.Array) -> "Segment":
         """Tokens that were not sampled, [B, T]."""
         empty = cls.empty(*tokens.shape)
         return dataclasses.replace(empty, tokens=tokens, valid=valid)
 
-    def write(self, index: jax.Array, *column: jax.Array) -> Self:
+    def write(self, index: jax.Array, *column: jax.Array) -> "Segment":
         """With one token per row at `index`; `column` is in the fields' order."""
         fields = (self.tokens, self.valid, self.sampled, self.logp)
         return type(self)(

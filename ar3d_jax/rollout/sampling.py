@@ -1,10 +1,10 @@
-"""How one token is drawn from logits, and its log-probability under what was drawn from.
+"""How one token is drawn from logits, and its log-probability under the same.
 
 Filters are tiny frozen strategies with one method; `filters` makes those a config asks
 for, in the order temperature, top-k, top-p. `draw` inverts the cumulative distribution
-with one uniform number per row: on CPU that is cheaper than Gumbel noise for every entry
-of the vocabulary, and a row's draw depends on nothing but its own number. Who calls this
-for every token is `generate.py`.
+with one uniform number per row: on CPU that is cheaper than Gumbel noise for every
+entry of the vocabulary, and a row's draw depends on nothing but its own number. Who
+calls this for every token is `generate.py`.
 """
 
 import dataclasses
@@ -82,9 +82,7 @@ def filters(cfg: RolloutConfig) -> tuple[Filter, ...]:
     return tuple(chosen)
 
 
-def uniforms(
-    key: Key[Array, ""], rows: int, steps: int
-) -> Float[Array, "B T"]:
+def uniforms(key: Key[Array, ""], rows: int, steps: int) -> Float[Array, "B T"]:
     """Numbers in [0, 1), one per row and step.
 
     Each depends on (key, row, step) alone, so a batch with more rows or a segment with
@@ -92,7 +90,9 @@ def uniforms(
     """
 
     def number(row: jax.Array, step: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), step))
+        return jax.random.uniform(
+            jax.random.fold_in(jax.random.fold_in(key, row), step)
+        )
 
     by_step = jax.vmap(number, (None, 0))
     drawn = jax.vmap(by_step, (0, None))(jnp.arange(rows), jnp.arange(steps))
@@ -104,8 +104,8 @@ def draw(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """An index from softmax(logits) per row, and its log-probability in nats.
 
-    The index is the first whose cumulative probability exceeds `uniform`; sums are taken
-    in blocks (first over blocks, then within the chosen one), because XLA does a
+    The index is the first whose cumulative probability exceeds `uniform`; sums are
+    taken in blocks (first over blocks, then within the chosen one), because XLA does a
     cumulative sum over thousands of entries badly. An entry of probability 0 is never
     drawn. V must be a multiple of 128, as `vocab.Subset` makes it.
     """

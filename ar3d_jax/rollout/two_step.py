@@ -6,18 +6,20 @@ With chat(x, I) for the prompt and an instruction I as the model's user turn:
 2. local plan v: chat(x, HIGH) s [turn with LOW] v
 3. refined shape o: chat(x, LOW) v <mesh-start> o
 
-`rollout_coarse` does the first line, `rollout_refined` the others, so that coarse shapes
-can be drawn and scored meanwhile. A prompt is computed once for its G samples, and the
-first line's chat and plan once for both lines that start with them. Each function is one
-jitted program per (prompt length, prompts, G). One segment's loop is in `generate.py`,
-the sequences' layout in `policy/sequence.py`.
+`rollout_coarse` does the first line, `rollout_refined` the others, so that coarse
+shapes can be drawn and scored meanwhile. A prompt is computed once for its G samples,
+and the first line's chat and plan once for both lines that start with them. Each
+function is one jitted program per (prompt length, prompts, G). One segment's loop is in
+`generate.py`, the sequences' layout in `policy/sequence.py`.
 
 Not in the paper, our choices: a plan that has no end of turn by its last token gets one
 there, unsampled, so that what follows is always well-formed; shapes have no
 `<mesh-end>`, their length is known.
 """
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +28,12 @@ from jaxtyping import Array, Key
 from ar3d_jax.config import RolloutConfig
 from ar3d_jax.policy.cache import Cache
 from ar3d_jax.policy.chat import Prompts
-from ar3d_jax.policy.decoder import Decoder
-from ar3d_jax.policy.sequence import Layout, Sequence, Span
+from ar3d_jax.policy.decoder import Decoder, Layers
+from ar3d_jax.policy.sequence import Layout, Sequence
 from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.rollout.generate import Segment, append, prefill, sample
 from ar3d_jax.rollout.sampling import filters, uniforms
-from ar3d_jax.sharding import ROWS_BD, TOKENS_BT, fold_in_name
+from ar3d_jax.sharding import TOKENS_BT, fold_in_name
 
 _STATIC = ("cfg", "vocab", "group_size", "shape_tokens")
 
@@ -49,22 +51,15 @@ def rollout_coarse(
 ) -> tuple[Sequence, Cache]:
     """Global plans and coarse shapes, and the cache of chat(x, HIGH) s.
 
-    Rows are prompt-major: prompt b's samples are rows b * G to b * G + G - 1. What a row
-    draws depends on (key, row) and the policy, not on the other rows.
+    Rows are prompt-major: prompt b's samples are rows b * G to b * G + G - 1. What a
+    row draws depends on (key, row) and the policy, not on the other rows.
     """
-    layers = policy.layers()
-    hidden, cache = prefill(policy, layers, prompts.high, prompts.high_valid)
-    hidden, cache = _repeated(hidden, group_size), cache.repeated(group_size)
-    plan, hidden, cache = _plan(
-        policy, layers, cache, hidden, cfg, vocab, fold_in_name(key, "global plan")
-    )
-    begin = _mesh_start(vocab, plan.tokens.shape[0])
-    hidden, grown = append(policy, layers, cache, begin.tokens, begin.valid)
-    shape = _shape(
-        policy, layers, grown, hidden, cfg, vocab, fold_in_name(key, "coarse"), shape_tokens
-    )
-    prompt = _given(prompts.high, prompts.high_valid, group_size)
-    return _sequence(cfg, (prompt, plan, begin, shape), text=1, shape=3), cache
+    run = _Run(policy, policy.layers(), cfg, vocab, key)
+    prompt, hidden, cache = run.prompt(prompts.high, prompts.high_valid, group_size)
+    plan, hidden, planned = run.plan(cache, hidden, "global plan")
+    begin, hidden, cache = run.begin_shape(planned)
+    shape = run.shape(cache, hidden, "coarse shape", shape_tokens)
+    return run.sequence(prompt, plan, begin, shape, text=1, shape=3), planned
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -81,31 +76,116 @@ def rollout_refined(
     shape_tokens: int,
 ) -> tuple[Sequence, Sequence]:
     """Local plans and refined shapes, from what `rollout_coarse` returned."""
-    layers = policy.layers()
-    rows = coarse.tokens.shape[0]
+    run = _Run(policy, policy.layers(), cfg, vocab, key)
     before = Segment.given(
         coarse.tokens[:, : cache.slots], coarse.valid[:, : cache.slots]
     )
-    turn = jnp.broadcast_to(prompts.low_turn[None], (rows, prompts.low_turn.shape[0]))
-    turn = _given(turn, jnp.ones_like(turn, bool), 1)
-    hidden, cache = append(policy, layers, cache, turn.tokens, turn.valid)
-    plan, _, _ = _plan(
-        policy, layers, cache, hidden, cfg, vocab, fold_in_name(key, "local plan")
-    )
-    local = _sequence(cfg, (before, turn, plan), text=2)
+    turn, hidden, cache = run.turn(cache, prompts.low_turn)
+    plan, _, _ = run.plan(cache, hidden, "local plan")
+    local = run.sequence(before, turn, plan, text=2)
 
-    _, cache = prefill(policy, layers, prompts.low, prompts.low_valid)
-    context = Segment.given(plan.tokens, plan.valid)
-    begin = _mesh_start(vocab, rows)
-    hidden, cache = append(
-        policy,
-        layers,
-        cache.repeated(group_size),
-        jnp.concatenate([context.tokens, begin.tokens], axis=1),
-        jnp.concatenate([context.valid, begin.valid], axis=1),
-    )
-    shape = _shape(
-        policy, layers, cache, hidden, cfg, vocab, fold_in_name(key, "refined"), shape_tokens
-    )
-    prompt = _given(prompts.low, prompts.low_valid, group_size)
-    return local, _sequence(cfg, (prompt, context, begin, shape), shape=3)
+    prompt, _, cache = run.prompt(prompts.low, prompts.low_valid, group_size)
+    plan = Segment.given(plan.tokens, plan.valid)  # context here: sampled above
+    begin, hidden, cache = run.begin_shape(cache, plan)
+    shape = run.shape(cache, hidden, "refined shape", shape_tokens)
+    return local, run.sequence(prompt, plan, begin, shape, shape=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all segments of one program share, and how each kind is written."""
+
+    policy: Decoder
+    layers: Layers
+    cfg: RolloutConfig
+    vocab: Vocab
+    key: jax.Array
+
+    def prompt(
+        self, tokens: jax.Array, valid: jax.Array, group_size: int
+    ) -> tuple[Segment, jax.Array, Cache]:
+        """Prompts, computed once and repeated for their groups."""
+        hidden, cache = prefill(self.policy, self.layers, tokens, valid)
+        tokens, valid, hidden = (
+            jnp.repeat(x, group_size, axis=0, out_sharding=TOKENS_BT)
+            for x in (tokens, valid, hidden)
+        )
+        return Segment.given(tokens, valid), hidden, cache.repeated(group_size)
+
+    def turn(self, cache: Cache, tokens: jax.Array) -> tuple[Segment, jax.Array, Cache]:
+        """The same tokens [T] in every row."""
+        turn = _same(cache, tokens)
+        return turn, *append(self.policy, self.layers, cache, turn.tokens, turn.valid)
+
+    def begin_shape(
+        self, cache: Cache, plan: Segment | None = None
+    ) -> tuple[Segment, jax.Array, Cache]:
+        """`<mesh-start>`, after a plan that the cache does not hold yet."""
+        begin = _same(cache, jnp.array([self.vocab.mesh_start]))
+        added = _joined(plan, begin) if plan else begin
+        return begin, *append(
+            self.policy, self.layers, cache, added.tokens, added.valid
+        )
+
+    def plan(
+        self, cache: Cache, hidden: jax.Array, name: str
+    ) -> tuple[Segment, jax.Array, Cache]:
+        """Sampled text up to its end of turn; `name` picks the random numbers."""
+        return sample(
+            self.policy,
+            self.layers,
+            cache,
+            hidden,
+            self._numbers(cache, name, self.cfg.plan_tokens),
+            subset=self.vocab.text,
+            filters=filters(self.cfg),
+            end=self.vocab.im_end,
+        )
+
+    def shape(self, cache: Cache, hidden: jax.Array, name: str, tokens: int) -> Segment:
+        """Sampled codes, as many as a shape has."""
+        segment, _, _ = sample(
+            self.policy,
+            self.layers,
+            cache,
+            hidden,
+            self._numbers(cache, name, tokens),
+            subset=self.vocab.shape,
+            filters=filters(self.cfg),
+        )
+        return segment
+
+    def sequence(
+        self, *parts: Segment, text: int | None = None, shape: int | None = None
+    ) -> Sequence:
+        """Segments side by side; `text` and `shape` say which of them were sampled."""
+        stops = list(itertools.accumulate(part.tokens.shape[1] for part in parts))
+        spans = list(zip([0, *stops], stops, strict=False))
+        row = _joined(*parts)
+        return Sequence(
+            row.tokens,
+            jnp.maximum(jnp.cumsum(row.valid, axis=1) - 1, 0),
+            row.valid,
+            row.sampled,
+            row.logp,
+            Layout(
+                text=None if text is None else spans[text],
+                shape=None if shape is None else spans[shape],
+                temperature=self.cfg.temperature,
+                truncated=self.cfg.top_k > 0 or self.cfg.top_p < 1,
+            ),
+        )
+
+    def _numbers(self, cache: Cache, name: str, steps: int) -> jax.Array:
+        return uniforms(fold_in_name(self.key, name), cache.valid.shape[0], steps)
+
+
+def _same(cache: Cache, tokens: jax.Array) -> Segment:
+    """The same tokens for every row of a cache."""
+    shape = (cache.valid.shape[0], tokens.shape[0])
+    tokens = jnp.broadcast_to(tokens[None], shape, out_sharding=TOKENS_BT)
+    return Segment.given(tokens, jnp.ones(shape, bool, out_sharding=TOKENS_BT))
+
+
+def _joined(*parts: Segment) -> Segment:
+    return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=1), *parts)

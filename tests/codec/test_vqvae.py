@@ -66,8 +66,12 @@ def test_golden_encode(golden_codec):
     z = np.asarray(jax.jit(lambda c, v: c.encoder(v))(golden_codec, voxels))
     assert z.mean() == pytest.approx(-0.192074, abs=1e-5)
     assert z.std() == pytest.approx(0.471541, abs=1e-5)
-    expected = "-0.048215 -0.098534 -0.216520 0.012149 0.030853 -0.183316 -0.026249 -0.447702"
-    np.testing.assert_allclose(z[0, 7, 8, 9], np.array(expected.split(), float), atol=1e-5)
+    expected = (
+        "-0.048215 -0.098534 -0.216520 0.012149 0.030853 -0.183316 -0.026249 -0.447702"
+    )
+    np.testing.assert_allclose(
+        z[0, 7, 8, 9], np.array(expected.split(), float), atol=1e-5
+    )
     codes = np.asarray(jax.jit(Codec.encode)(golden_codec, voxels))[0]
     expected = "22 49 49 49 19 57 57 57 21 54 23 49 8 51 54 49"
     np.testing.assert_array_equal(codes[:16], np.array(expected.split(), int))
@@ -89,7 +93,11 @@ def test_golden_decode(golden_codec):
 
 def test_published_size_without_weights():
     published = CodecConfig(
-        resolution=64, channels=(32, 128, 512), blocks=(2, 2, 2), middle_blocks=2, codes=8192
+        resolution=64,
+        channels=(32, 128, 512),
+        blocks=(2, 2, 2),
+        middle_blocks=2,
+        codes=8192,
     )
     template = jax.eval_shape(lambda key: Codec(published, key), jax.random.key(0))
     leaves = torch_weights.named_leaves(template)

@@ -33,6 +33,11 @@ def exposed_faces(voxels: Bool[np.ndarray, "R R R"]) -> Float[np.ndarray, "R R R
     return np.where(voxels, 6.0 - covered, 0.0).astype(np.float32)
 
 
+def thickened(voxels: Bool[np.ndarray, "R R R"]) -> Bool[np.ndarray, "R R R"]:
+    """The voxels and all that touch them."""
+    return np.asarray(ndimage.binary_dilation(voxels, CUBE), bool)
+
+
 def fidelity(
     voxels: Bool[np.ndarray, "R R R"], original: Bool[np.ndarray, "R R R"]
 ) -> float:
@@ -44,10 +49,8 @@ def fidelity(
     drawn, wanted = exposed_faces(voxels), exposed_faces(original)
     if not drawn.sum() or not wanted.sum():
         return 0.0
-    near_original = ndimage.binary_dilation(original, CUBE)
-    near_drawn = ndimage.binary_dilation(voxels, CUBE)
-    precision = drawn[near_original].sum() / drawn.sum()
-    recall = wanted[near_drawn].sum() / wanted.sum()
+    precision = drawn[thickened(original)].sum() / drawn.sum()
+    recall = wanted[thickened(voxels)].sum() / wanted.sum()
     return float(precision * recall)
 
 
@@ -64,8 +67,9 @@ def cleanliness(
         return 0.0
 
     def largest(grid: Grid) -> float:
-        pieces, count = ndimage.label(grid, CUBE)
-        return np.bincount(pieces.ravel())[1:].max() / grid.sum() if count else 0.0
+        pieces = np.zeros(grid.shape, np.int32)
+        ndimage.label(grid, CUBE, output=pieces)
+        return np.bincount(pieces.ravel())[1:].max() / grid.sum()
 
     def faces(grid: Grid) -> float:
         return exposed_faces(grid).sum() / grid.sum()
@@ -141,7 +145,7 @@ def ragged(
     voxels: Grid, others: Grid, strength: float, rng: np.random.Generator
 ) -> Grid:
     """Voxels beside the surface appear and voxels of it vanish: an unsure codec."""
-    shell = ndimage.binary_dilation(voxels, CUBE) & ~voxels
+    shell = thickened(voxels) & ~voxels
     lost = voxels & (rng.random(voxels.shape) < 0.5 * strength)
     return (voxels & ~lost) | (shell & (rng.random(voxels.shape) < 0.35 * strength))
 
@@ -162,7 +166,7 @@ def blob(voxels: Grid, others: Grid, strength: float, rng: np.random.Generator) 
     field = ndimage.gaussian_filter(field, sigma) if sigma else field
     share = rng.uniform(0.01, 0.15)
     solid = field > np.quantile(field, 1 - share)
-    return solid & ~ndimage.binary_erosion(solid)
+    return solid & thickened(~solid)
 
 
 DAMAGES: dict[str, Callable[[Grid, Grid, float, np.random.Generator], Grid]] = {

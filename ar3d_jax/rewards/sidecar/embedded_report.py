@@ -99,15 +99,18 @@ def measure(
         processes: Drawing processes.
     """
     scorer = embedded.EmbeddedScorer(weights)
-    rows = np.flatnonzero(catalog.held_out)
+    rows = np.flatnonzero(catalog.held_out).tolist()
     rng = np.random.default_rng(0)
     own = [texts[row][3] for row in rows]
-    strangers = [
-        texts[rng.choice([r for r in rows if kinds[r] != kinds[row]])][3] for row in rows
-    ]
+    other = [[r for r in rows if kinds[r] != kinds[row]] for row in rows]
+    strangers = [texts[int(rng.choice(choices))][3] for choices in other]
     shapes = [
         pictures.Shape(
-            catalog.packed[row], catalog.packed[rng.choice(rows)], kind, strength, (7, i)
+            catalog.packed[row],
+            catalog.packed[rng.choice(rows)],
+            kind,
+            strength,
+            (7, i),
         )
         for kind, strength, _ in CONDITIONS.values()
         for i, row in enumerate(rows)

@@ -1,21 +1,23 @@
-"""The scorers' training set: damaged and undamaged objects, drawn as rewards see them.
+"""The scorers' training set: objects, whole and damaged, drawn as rewards see them.
 
-Each object goes the way of the codec's output: a grid, logits, marching cubes, views and
-surface points. Worker processes draw (without torch); the result is one file, because
-drawing takes as long as training. `damage.py` says what is done to the grids,
+Each object goes the way of the codec's output: a grid, logits, marching cubes, views
+and surface points. Worker processes draw; the result is one file, because drawing
+takes as long as training. `damage.py` says what is done to the grids, and
 `train_embedded.py` what is learned.
 """
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from ar3d_jax.codec.voxels import unpack
 from ar3d_jax.config import RenderConfig
+from ar3d_jax.data.parallel import map_objects
+from ar3d_jax.render.renderer import Renderer
+from ar3d_jax.render.workers import draw_object
 from ar3d_jax.rewards.sidecar import damage
 
 POINTS = 2048  # per object, as config.rewards.points
@@ -82,25 +84,16 @@ class Pictures:
         return Pictures(*(column[rows] for column in columns))
 
 
-_renderer = None  # of a worker process
-
-
-def _open_renderer() -> None:
+@functools.cache
+def _renderer() -> Renderer:
+    """Of this worker process."""
     # As in render/workers.py: one drawing thread per process, and no cache left behind.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     os.environ.setdefault("MESA_SHADER_CACHE_DISABLE", "true")
-    # Imported here: a process that only reads pictures needs no OpenGL.
-    from ar3d_jax.render.renderer import Renderer
-
-    global _renderer
-    _renderer = Renderer(RenderConfig())
+    return Renderer(RenderConfig())
 
 
 def _draw(shape: Shape) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    from ar3d_jax.codec.voxels import unpack
-    from ar3d_jax.render.workers import draw_object
-
-    assert _renderer is not None
     rng = np.random.default_rng(shape.seed)
     resolution = round((8 * shape.voxels.size) ** (1 / 3))
     voxels, other = unpack(np.stack([shape.voxels, shape.other]), resolution)
@@ -109,10 +102,10 @@ def _draw(shape: Shape) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
         voxels, *measures = damage.damaged(
             voxels, other, shape.kind, shape.strength, rng
         )
-    config = _renderer.config
+    config = _renderer().config
     views = np.empty((config.views, config.size, config.size, 3), np.uint8)
     points = np.empty((POINTS, 3), np.float32)
-    draw_object(_renderer, damage.logits_like_a_codec(voxels, rng), views, points)
+    draw_object(_renderer(), damage.logits_like_a_codec(voxels, rng), views, points)
     small = config.size // SMALLER
     grey = views[..., 0].reshape(config.views, small, SMALLER, small, SMALLER)
     return (
@@ -126,17 +119,7 @@ def draw_shapes(
     shapes: list[Shape], objects: np.ndarray, extents: np.ndarray, *, processes: int
 ) -> Pictures:
     """All shapes, drawn; `objects` and `extents` are kept beside them."""
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_open_renderer
-    ) as pool:
-        drawn = list(
-            tqdm(
-                pool.map(_draw, shapes, chunksize=8),
-                total=len(shapes),
-                unit="obj",
-                desc="drawing",
-            )
-        )
+    drawn = map_objects(_draw, shapes, processes=processes, title="drawing")
     views, points, measures = zip(*drawn, strict=True)
     return Pictures(
         object=np.asarray(objects, np.int32),

@@ -2,7 +2,7 @@
 
 It knows which scorer fills which role and what a failure looks like, but nothing of
 models: those are in `scorers/`. The slots and the messages are in `rewards/wire.py`;
-`rewards/client.py` starts and replaces this process.
+`rewards/courier.py` starts and replaces this process.
 """
 
 import contextlib

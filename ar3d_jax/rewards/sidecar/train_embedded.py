@@ -5,8 +5,8 @@ r"""Trains the embedded scorers on the catalog's training objects.
     python -m ar3d_jax.rewards.sidecar.train_embedded --catalog=DIR --out=FILE
 
 writes FILE (.safetensors, fp16) and, beside it, .json: classes, tables and what was
-measured on held-out objects. The default FILE is the shipped one. Drawn pictures are kept in
-DIR/pictures_*.npz, so a second training starts at once.
+measured on held-out objects. The default FILE is the shipped one. Drawn pictures are
+kept in DIR/pictures_*.npz, so a second training starts at once.
 
 1. draw changed and damaged copies of every object (`pictures.py`, `damage.py`);
 2. views and captions: symmetric InfoNCE, where a damaged picture belongs to its caption
@@ -18,144 +18,51 @@ DIR/pictures_*.npz, so a second training starts at once.
 5. write, read back, and measure on held-out objects (`embedded_report.py`).
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from absl import app, flags
+from absl import flags
 from torch.nn import functional
 from tqdm import tqdm
 
+from ar3d_jax.command import run
 from ar3d_jax.data import captions
 from ar3d_jax.data.augmentation import load_augmented
 from ar3d_jax.data.catalog import Catalog, load_catalog
-from ar3d_jax.errors import exit_on_user_error
 from ar3d_jax.rewards.sidecar import embedded_report, pictures
+from ar3d_jax.rewards.sidecar.batches import (
+    Batches,
+    Objects,
+    sort_into_classes,
+    texts_of,
+)
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
 
-COPIES = (0, 2, 4, 6, 8, 10, 12, 14, 1, 3)  # of augmentation.py: even ones face the front
+COPIES = (
+    0,
+    2,
+    4,
+    6,
+    8,
+    10,
+    12,
+    14,
+    1,
+    3,
+)  # of augmentation.py: even ones face the front
 DAMAGED_SHARE = 0.5
 TUNE_ONE_IN = 12  # training objects kept for the match's logistic: unseen by step 2
-FEWEST = 5  # training objects of a class of its own; smaller ones go together
-WORD_DROPOUT = 0.15  # prompts of users lack words and have others
-SHIFT = 8  # pixels that a picture may be moved
 SAME_CLASS = 0.1  # a caption of the same class is this right, beside 1 for the own
 EXAMPLES = 4  # a class with fewer takes its group's examples for part checks
+CLOUD_IN_TRAINING = 384  # points: a coarser cloud, but twice the steps
 LEAST_CONTRAST = 0.06  # between members and strangers: below, a part cannot be checked
-
-
-@dataclasses.dataclass(frozen=True)
-class Objects:
-    """The catalog as the scorers see it.
-
-    Attributes:
-        catalog: The records.
-        kind: Class of each object, small classes put together.
-        classes: All of them, sorted.
-        words: Nouns -> class.
-    """
-
-    catalog: Catalog
-    kind: list[str]
-    classes: list[str]
-    words: dict[str, str]
-
-
-def sort_into_classes(catalog: Catalog) -> Objects:
-    """Classes with FEWEST training objects stay, others join "other <group>"."""
-    table = captions.table()["classes"]
-    records = catalog.objects
-    count = collections.Counter(r["class"] for r in records if not r["held_out"])
-    merged = {
-        name: name if count[name] >= FEWEST else f"other {row['group']}"
-        for name, row in table.items()
-    }
-    count = collections.Counter(
-        merged[r["class"]] for r in records if not r["held_out"]
-    )
-    merged = {k: v if count[v] >= FEWEST else "other" for k, v in merged.items()}
-    kind = [merged[record["class"]] for record in records]
-    words = {w: merged[name] for name, row in table.items() for w in row["words"]}
-    return Objects(catalog, kind, sorted(set(kind)), words)
-
-
-def texts_of(record: Mapping[str, Any], extents: Sequence[float]) -> list[str]:
-    """Captions to train on: the prompts, which state parts and proportions."""
-    return captions.prompts(record, [float(side) for side in extents])
-
-
-class Batches:
-    """Random batches of pictures with their captions or points, forever."""
-
-    def __init__(
-        self, drawn: pictures.Pictures, objects: Objects, rows: np.ndarray, seed: int
-    ) -> None:
-        self.drawn, self.objects = drawn, objects
-        self.rng = np.random.default_rng(seed)
-        self.whole: dict[int, list[int]] = collections.defaultdict(list)
-        self.hurt: dict[int, list[int]] = collections.defaultdict(list)
-        for row in rows:
-            of = self.hurt if drawn.kind[row] else self.whole
-            of[int(drawn.object[row])].append(int(row))
-        self.things = np.array(sorted(set(self.whole) & set(self.hurt)))
-        self.label = {k: i for i, k in enumerate(objects.classes)}
-
-    def pick(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of `size` different objects: whole ones, then damaged ones."""
-        things = self.rng.choice(self.things, size, replace=False)
-        rows = [self.rng.choice(self.whole[int(t)]) for t in things]
-        hurt = [self.rng.choice(self.hurt[int(t)]) for t in things]
-        return np.array(rows), np.array(hurt)
-
-    def views(self, rows: np.ndarray) -> torch.Tensor:
-        """One random view of each row, moved a little and lit a little differently."""
-        view = self.rng.integers(self.drawn.views.shape[1], size=len(rows))
-        grey = self.drawn.views[rows, view].astype(np.float32)
-        padded = np.pad(1.0 - grey / 255.0, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
-        x, y = self.rng.integers(2 * SHIFT + 1, size=(2, len(rows)))
-        size = networks.SIZE
-        moved = [p[a : a + size, b : b + size] for p, a, b in zip(padded, x, y, strict=True)]
-        light = self.rng.uniform(0.9, 1.1, (len(rows), 1, 1)).astype(np.float32)
-        return torch.from_numpy((np.stack(moved) * light)[:, None])
-
-    def texts(self, rows: np.ndarray) -> list[str]:
-        """One random caption of each row, with words left out."""
-        chosen = []
-        for row in rows:
-            record = self.objects.catalog.objects[self.drawn.object[row]]
-            texts = texts_of(record, self.drawn.extents[row])
-            words = texts[self.rng.integers(len(texts))].split()
-            kept = [w for w in words if self.rng.random() >= WORD_DROPOUT]
-            chosen.append(" ".join(kept or words))
-        return chosen
-
-    def clouds(self, rows: np.ndarray, count: int) -> torch.Tensor:
-        """Some of each row's points, normalised as in scoring, slightly moved."""
-        chosen = []
-        for row in rows:
-            points = self.drawn.points[row].astype(np.float32)
-            some = parts.cloud(points)[self.rng.permutation(parts.CLOUD)[:count]]
-            stretch = self.rng.uniform(0.9, 1.1, 3)
-            chosen.append(some * stretch + self.rng.normal(0, 0.01, some.shape))
-        return torch.from_numpy(np.stack(chosen).astype(np.float32))
-
-    def labels(self, rows: np.ndarray) -> torch.Tensor:
-        """Class numbers."""
-        return torch.tensor(
-            [self.label[self.objects.kind[self.drawn.object[row]]] for row in rows]
-        )
-
-    def measures(self, rows: np.ndarray) -> torch.Tensor:
-        """Fidelity and cleanliness."""
-        return torch.from_numpy(self.drawn.measures[rows])
 
 
 def contrastive_loss(
@@ -207,7 +114,7 @@ def _optimise(
 
 
 def train_encoders(
-    batches: Batches, *, steps: int, size: int = 64
+    batches: Batches, *, steps: int, size: int = 48
 ) -> tuple[networks.ViewEncoder, networks.TextEncoder]:
     """Step 2 of the module's list."""
     view, text = networks.ViewEncoder(), networks.TextEncoder()
@@ -240,7 +147,7 @@ def train_points(
         fidelity = batches.measures(rows)[:, :1]
         kind = functional.one_hot(batches.labels(rows), classes).float()
         target = torch.cat([kind * fidelity, 1 - fidelity], dim=1)
-        logits = points(batches.clouds(rows, parts.CLOUD // 2))
+        logits = points(batches.clouds(rows, CLOUD_IN_TRAINING))
         functional.cross_entropy(logits, target, label_smoothing=0.05).backward()
     return points
 
@@ -267,7 +174,9 @@ def part_limits(
                 best = np.maximum(best, shared)
             stranger, member = best[kind != name].mean(), np.median(best[members])
             found[part] = [round(float(stranger), 4), round(float(member), 4)]
-        contrast = {part: member - stranger for part, (stranger, member) in found.items()}
+        contrast = {
+            part: member - stranger for part, (stranger, member) in found.items()
+        }
         clearest = max(contrast, key=lambda part: contrast[part])
         stranger, member = found[clearest]
         # Members and strangers as good as alike: some room for a slope between them.
@@ -296,7 +205,9 @@ def match_logistic(
     kind = np.array([objects.kind[thing] for thing in drawn.object])
     for row in rows:
         with torch.inference_mode():
-            vectors, _ = scorer.view(networks.grey_pictures(drawn.views[row][..., None]))
+            vectors, _ = scorer.view(
+                networks.grey_pictures(drawn.views[row][..., None])
+            )
         stranger = rng.choice(rows[kind[rows] != kind[row]])
         for other, right in ((row, float(drawn.measures[row, 0])), (stranger, 0.0)):
             record = objects.catalog.objects[drawn.object[other]]
@@ -334,7 +245,9 @@ def write(
         if value.dtype.is_floating_point
     }
     tensors["bank"] = bank.half()
-    tensors["examples"] = torch.from_numpy(np.packbits(grids.reshape(len(grids), -1), 1))
+    tensors["examples"] = torch.from_numpy(
+        np.packbits(grids.reshape(len(grids), -1), 1)
+    )
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(tensors, path)
@@ -360,7 +273,9 @@ def draw_all(
     copies = len(changed.object) // len(set(changed.object.tolist()))
     rows = np.flatnonzero(np.isin(np.arange(len(changed.object)) % copies, COPIES))
     digest = hashlib.blake2b(changed.packed.tobytes(), digest_size=6)
-    digest.update(catalog.packed.tobytes() + repr((COPIES, DAMAGED_SHARE, seed)).encode())
+    digest.update(
+        catalog.packed.tobytes() + repr((COPIES, DAMAGED_SHARE, seed)).encode()
+    )
 
     def draw(packed, things, extents, share):
         shapes = pictures.plan_shapes(packed, things, damaged_share=share, seed=seed)
@@ -385,16 +300,19 @@ def draw_all(
 
 
 def train(
-    catalog_folder: Path, out: Path, *, steps: int, points_steps: int, seed: int,
+    catalog_folder: Path,
+    out: Path,
+    *,
+    steps: int,
+    points_steps: int,
+    seed: int,
     processes: int,
 ) -> embedded.Facts:
     """The five steps of the module's list; the facts that were written."""
     torch.manual_seed(seed)
     objects = sort_into_classes(load_catalog(catalog_folder))
     records = objects.catalog.objects
-    changed, unchanged = draw_all(
-        catalog_folder, objects.catalog, seed, processes
-    )
+    changed, unchanged = draw_all(catalog_folder, objects.catalog, seed, processes)
     training = np.flatnonzero(~objects.catalog.held_out)
     tuning = training[::TUNE_ONE_IN]
     for_tuning = np.isin(changed.object, tuning)
@@ -408,7 +326,9 @@ def train(
     )
     kinds = [objects.kind[i] for i in training]
     rng = np.random.default_rng(seed)
-    told = [str(rng.choice(texts_of(records[i], records[i]["extents"]))) for i in training]
+    told = [
+        str(rng.choice(texts_of(records[i], records[i]["extents"]))) for i in training
+    ]
     with torch.inference_mode():
         bank = text(told)
     facts = embedded.Facts(
@@ -435,9 +355,6 @@ def train(
     return facts
 
 
-FLAGS = flags.FLAGS
-
-
 def _define_flags() -> None:
     flags.DEFINE_string("catalog", None, "folder of the catalog", required=True)
     flags.DEFINE_string("out", str(embedded.WEIGHTS), "weights to write, .safetensors")
@@ -450,21 +367,20 @@ def _define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Trains, writes and says what was measured."""
-    with exit_on_user_error():
-        torch.set_num_threads(FLAGS.threads)
-        facts = train(
-            Path(FLAGS.catalog),
-            Path(FLAGS.out),
-            steps=FLAGS.steps,
-            points_steps=FLAGS.points_steps,
-            seed=FLAGS.seed,
-            processes=FLAGS.processes,
-        )
-        print(embedded_report.as_text(facts.report))
-        size = Path(FLAGS.out).stat().st_size
-        print(f"{FLAGS.out}: {size / 2**20:.2f} MiB")
+    torch.set_num_threads(flags.FLAGS.threads)
+    out = Path(flags.FLAGS.out)
+    facts = train(
+        Path(flags.FLAGS.catalog),
+        out,
+        steps=flags.FLAGS.steps,
+        points_steps=flags.FLAGS.points_steps,
+        seed=flags.FLAGS.seed,
+        processes=flags.FLAGS.processes,
+    )
+    print(embedded_report.as_text(facts.report))
+    print(f"{out}: {out.stat().st_size / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    run(main)

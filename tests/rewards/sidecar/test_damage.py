@@ -95,7 +95,9 @@ def test_more_damage_measures_worse(kind):
 
 
 def test_a_blob_was_never_an_object():
-    _, fidelity, _ = damage.damaged(table(), box(), "blob", 0.1, np.random.default_rng(0))
+    _, fidelity, _ = damage.damaged(
+        table(), box(), "blob", 0.1, np.random.default_rng(0)
+    )
     assert fidelity == 0
 
 

@@ -64,6 +64,10 @@ def test_points_have_no_order():
 
 
 def test_networks_fit_in_a_few_megabytes():
-    modules = networks.ViewEncoder(), networks.TextEncoder(), networks.PointClassifier(60)
+    modules = (
+        networks.ViewEncoder(),
+        networks.TextEncoder(),
+        networks.PointClassifier(60),
+    )
     numbers = sum(math.prod(p.shape) for m in modules for p in m.parameters())
     assert 2 * numbers < 3e6  # bytes of fp16

@@ -102,7 +102,9 @@ def test_check_prefers_the_class_and_falls_with_what_is_missing():
     )
     points = table_points()
     whole = examples.check("table", points)["legs"]
-    one_off = points[~((points[:, 0] > 0.3) & (points[:, 1] > 0.1) & (points[:, 2] < 0.25))]
+    one_off = points[
+        ~((points[:, 0] > 0.3) & (points[:, 1] > 0.1) & (points[:, 2] < 0.25))
+    ]
     missing = examples.check("table", one_off)["legs"]
     assert whole > 0.95
     assert 0.3 < missing < 0.9 * whole

@@ -1,17 +1,17 @@
 """The embedded scorers: small stand-ins for the published reward models.
 
-They fill every role of the paper's ensemble at its ranges, so that the whole method runs
-on a laptop, and are named for what they are. One picture and text encoder and one
+They fill every role of the paper's ensemble at its ranges, so that the whole method
+runs on a laptop, and are named for what they are. One picture and text encoder and one
 point classifier, trained on the catalog's training objects, give:
 
-| role        | stands in for     | number                                              |
-|-------------|-------------------|-----------------------------------------------------|
-| preference  | HPS v2.1          | cosine of view and prompt, best view; -1 to 1       |
-| alignment   | UnifiedReward     | 1 + 4 match, best view; 1 to 5                      |
-| category    | Qwen2.5-VL        | 1 if the points look like the prompt's class, or 0  |
-| quality     | UnifiedReward 2.0 | alignment + coherence + style, best view; 3 to 15   |
-| consistency | Qwen2.5-VL        | subject + worst coherence + worst style; 0 to 3     |
-| parts       | ShapeLLM          | mean over parts of existence + completeness; 0 to 2 |
+| role        | stands in for     | number                                             |
+|-------------|-------------------|----------------------------------------------------|
+| preference  | HPS v2.1          | cosine of view and prompt, best view; -1 to 1      |
+| alignment   | UnifiedReward     | 1 + 4 match, best view; 1 to 5                     |
+| category    | Qwen2.5-VL        | 1 if the points look like the prompt's class, or 0 |
+| quality     | UnifiedReward 2.0 | alignment + coherence + style, best view; 3 to 15  |
+| consistency | Qwen2.5-VL        | subject + worst coherence + worst style; 0 to 3    |
+| parts       | ShapeLLM          | mean of existence + completeness of parts; 0 to 2  |
 
 * *match*: how probable it is that view and prompt belong together, against a bank of
   captions of other classes and "no object";
@@ -114,7 +114,9 @@ class EmbeddedScorer:
         for name, module in modules.items():
             _fill(module, f"{name}.", tensors, path)
             module.eval()
-        self._bank = _tensor(tensors, "bank", (len(self.facts.bank), networks.EMBEDDING), path)
+        self._bank = _tensor(
+            tensors, "bank", (len(self.facts.bank), networks.EMBEDDING), path
+        )
         bits = _tensor(tensors, "examples", (None, parts.CELLS**3 // 8), path)
         grids = np.unpackbits(bits.to(torch.uint8).numpy(), axis=1).astype(bool)
         self._examples = parts.Examples(
@@ -241,8 +243,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _tensor(
     tensors: Mapping[str, Tensor], name: str, shape: tuple[int | None, ...], path: Path
 ) -> Tensor:
-    found = tuple(tensors[name].shape) if name in tensors else None
-    fits = found is not None and len(found) == len(shape)
+    found = tuple(tensors[name].shape) if name in tensors else ()
+    fits = len(found) == len(shape)
     if not fits or any(w not in (None, f) for w, f in zip(shape, found, strict=True)):
         raise UserError(
             f"scorers: {path} has {name} of shape {found}, expected {shape}; {REBUILD}"

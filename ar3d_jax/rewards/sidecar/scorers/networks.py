@@ -9,6 +9,7 @@ How their outputs become scores is `embedded.py`; how they are trained is
 because a training step scores 64 objects.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class ViewEncoder(nn.Module):
     below, where a CPU does it as dense matrix products.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 96, 192)) -> None:
+    def __init__(self, widths: Sequence[int] = (32, 64, 160)) -> None:
         super().__init__()
         fine, middle, coarse = widths
         self.body = nn.Sequential(
@@ -137,7 +138,7 @@ class TextEncoder(nn.Module):
         sums = sums.index_add(0, owner, torch.cat([vectors * weights, weights], 1))
         return functional.normalize(self.project(sums[:, :-1] / sums[:, -1:]), dim=1)
 
-    def no_object(self) -> Float[Tensor, "E"]:
+    def no_object(self) -> Float[Tensor, " E"]:
         """The unit vector of "no object"."""
         return functional.normalize(self.none, dim=0)
 
@@ -150,9 +151,9 @@ class PointClassifier(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        widths = (3, 64, 128, 256)
+        widths = (3, 48, 96, 192)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
         self.each = nn.Sequential(*layers)
         self.all = nn.Sequential(

@@ -1,10 +1,10 @@
 """Part checks on a point cloud: is what the prompt names there, and how much of it?
 
-Nothing here is learned. A part is a region of the object's box ("legs": its lower half),
-and a class's training objects, coarsely gridded, are the examples of what stands in that
-region. A cloud's part is as complete as its region overlaps with the closest example:
-every class may look like any of its real members, and dust looks like none. Proportions
-and the number of legs, where the prompt states them, are measured as well.
+Nothing here is learned. A part is a region of the object's box ("legs": its lower
+half), and a class's training objects, coarsely gridded, are the examples of what stands
+in that region. A cloud's part is as complete as its region overlaps with the closest
+example: every class may look like any of its real members, and dust looks like none.
+Proportions and the number of legs, where the prompt states them, are measured as well.
 
 Numpy and scipy. Who asks is `embedded.py`; examples and limits come from
 `train_embedded.py`, in the weights file.
@@ -111,7 +111,9 @@ def legs_found(points: Float[np.ndarray, "n 3"]) -> int:
     cells = ((near_floor[:, :2] - low[:2]) / sides * 15.999).astype(int)
     floor = np.zeros((16, 16), bool)
     floor[tuple(cells.T)] = True
-    return int(ndimage.label(floor, np.ones((3, 3)))[1])
+    pieces = np.zeros(floor.shape, np.int32)
+    ndimage.label(floor, np.ones((3, 3)), output=pieces)
+    return int(pieces.max())
 
 
 def stated_checks(prompt: str, points: Float[np.ndarray, "n 3"]) -> list[float]:

@@ -1,0 +1,177 @@
+"""Prompts to objects: `python -m ar3d_jax.generate --prompt="a chair" --out=DIR`.
+
+Each prompt becomes a folder with `coarse.glb`, `refined.glb`, `views.png` and
+`plans.json`, all of them one page, `index.html` (see `gallery.py`). Without
+`--checkpoint` the shipped tiny policy is used. Meshes are shaded geometry: there is no
+appearance stage yet.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence as Texts
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from ar3d_jax import command, gallery
+from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.config import Config, RolloutConfig, from_config_dict
+from ar3d_jax.data.prompts import Prompt, read_prompts
+from ar3d_jax.errors import UserError, writing
+from ar3d_jax.higrpo.update import init_state
+from ar3d_jax.models import (
+    Models,
+    decode_rows,
+    load_models,
+    plan_texts,
+    roll_out,
+    shape_codes,
+)
+from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.sharding import make_mesh
+
+BATCH = 8  # prompts sampled at once; our choice: fits small machines
+
+
+def generate_objects(
+    models: Models,
+    policy: Decoder,
+    prompts: Texts[Prompt],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    scoring: Scoring,
+    *,
+    batch: int,
+    group_size: int = 1,
+) -> list[gallery.GeneratedObject]:
+    """One object per prompt, drawn, and scored where `scoring` has scorers.
+
+    At most `batch` prompts; fewer are filled up, and of each group the first rollout is
+    kept, so that a run which has compiled its rollout for these sizes compiles nothing.
+    """
+    texts = [prompt.text for prompt in prompts]
+    filled = texts + texts[-1:] * (batch - len(texts))
+    rollout = roll_out(models, policy, filled, key, cfg, group_size=group_size)
+    rows = np.arange(len(texts)) * group_size
+    tickets, logits = {}, {}
+    for step, sequence in (("coarse", rollout.coarse), ("refined", rollout.refined)):
+        codes = shape_codes(sequence, models.vocab)[rows]
+        logits[step] = decode_rows(models.codec, codes)
+        tickets[step] = scoring.submit(logits[step], texts, step, keep_views=True)
+    plans = {
+        "global": plan_texts(rollout.coarse, models.tokenizer),
+        "local": plan_texts(rollout.local, models.tokenizer),
+    }
+    scores = {step: scoring.collect(ticket)[0] for step, ticket in tickets.items()}
+    views = {step: scoring.views(ticket) for step, ticket in tickets.items()}
+    return [
+        gallery.GeneratedObject(
+            name=prompt.id,
+            prompt=prompt.text,
+            plans={which: plan[row] for which, plan in plans.items()},
+            logits={step: grids[i] for step, grids in logits.items()},
+            views={step: pictures[i] for step, pictures in views.items()},
+            scores={
+                step: {role: _number(values[i]) for role, values in by_role.items()}
+                for step, by_role in scores.items()
+            },
+        )
+        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+
+
+def _number(score: np.floating) -> float | None:
+    return float(score) if np.isfinite(score) else None
+
+
+def checkpoint_config(folder: Path) -> Config:
+    """The config of the run in `folder`, a workdir of `train`.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        return from_config_dict(json.loads(path.read_text()), Config)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--checkpoint={folder}: cannot read {path} ({error}); expected the "
+            "workdir of python -m ar3d_jax.train"
+        ) from error
+
+
+def load_trained(models: Models, config: Config, folder: Path) -> Decoder:
+    """The policy of the newest checkpoint in a workdir.
+
+    Raises:
+        UserError: there is none that fits.
+    """
+    state = init_state(models.policy, optim=config.optim)
+    with Checkpoints(folder / "checkpoints", keep=None, settings={}) as checkpoints:
+        restored = checkpoints.restore_latest({"policy": state.policy})
+    if restored is None:
+        raise UserError(f"--checkpoint={folder} has no checkpoint yet; train first")
+    return restored[0]["policy"]
+
+
+def generate(
+    prompts: list[Prompt], config: Config, checkpoint: Path | None, out: Path
+) -> None:
+    """Writes the gallery of `prompts` to `out`.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    batch = min(len(prompts), BATCH)
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
+    with jax.set_mesh(mesh), writing(out):
+        models = load_models(config, mesh)
+        policy = models.policy
+        if checkpoint:
+            policy = load_trained(models, config, checkpoint)
+        drawing = Scoring(
+            config.render, None, config.codec.resolution, 2 * batch, out / "logs"
+        )
+        objects: list[gallery.GeneratedObject] = []
+        with drawing as scoring, tqdm(total=len(prompts), unit="object") as progress:
+            for first in range(0, len(prompts), batch):
+                some = prompts[first : first + batch]
+                key = jax.random.fold_in(jax.random.key(config.seed), first)
+                objects += generate_objects(
+                    models, policy, some, key, config.rollout, scoring, batch=batch
+                )
+                progress.update(len(some))
+        gallery.write(out, objects)
+    print(f"{out / 'index.html'}: {len(objects)} objects")
+
+
+def _define_flags() -> None:
+    flags.DEFINE_multi_string("prompt", [], "text of one object; may be repeated")
+    flags.DEFINE_string("prompts", "", "a .txt, .csv or .jsonl file of prompts")
+    flags.DEFINE_string("checkpoint", "", "workdir of a training; else shipped weights")
+    flags.DEFINE_string("out", None, "folder to write", required=True)
+    flags.DEFINE_integer("seed", 0, "of the sampling")
+
+
+def main(_: list[str]) -> None:
+    """The command."""
+    values = flags.FLAGS
+    prompts = [Prompt(text, text) for text in values.prompt]
+    if values.prompts:
+        rows = read_prompts(values.prompts)
+        prompts += [Prompt(row.id, row.texts[0]) for row in rows]
+    if not any(prompt.text.strip() for prompt in prompts):
+        raise UserError('no prompt; expected --prompt="a chair" or --prompts=FILE')
+    checkpoint = Path(values.checkpoint) if values.checkpoint else None
+    config = checkpoint_config(checkpoint) if checkpoint else Config()
+    config = dataclasses.replace(config, seed=values.seed)
+    generate(prompts, config, checkpoint, Path(values.out))
+
+
+if __name__ == "__main__":
+    _define_flags()
+    command.run(main)

@@ -1,0 +1,141 @@
+"""The networks of a run, loaded, and a whole rollout with them.
+
+`train.py` takes a rollout apart, to score coarse shapes while refined ones are sampled;
+everything that only wants objects (`generate.py`, samples, benchmarks) uses
+`roll_out` and `decode_rows`. `embedded` in a config means the files in `assets/tiny`.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Texts
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ar3d_jax.codec import torch_weights
+from ar3d_jax.codec.vqvae import Codec
+from ar3d_jax.config import Config, RolloutConfig
+from ar3d_jax.errors import UserError
+from ar3d_jax.policy import chat, hf
+from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.sequence import Sequence
+from ar3d_jax.policy.tokenizer import Tokenizer
+from ar3d_jax.policy.vocab import Vocab
+from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+DECODE_ROWS = (
+    16  # objects decoded at once; our choice: one compiled size, little memory
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What a rollout needs.
+
+    Attributes:
+        tokenizer: text <-> ids.
+        policy: the weights that the config names.
+        codec: shape tokens <-> voxels.
+    """
+
+    tokenizer: Tokenizer
+    policy: Decoder
+    codec: Codec
+
+    @property
+    def vocab(self) -> Vocab:
+        """Which ids mean what."""
+        return self.tokenizer.vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Plans and shapes for a batch of prompts; rows are prompt-major.
+
+    Attributes:
+        coarse: global plans and coarse shapes.
+        local: local plans.
+        refined: refined shapes.
+    """
+
+    coarse: Sequence
+    local: Sequence
+    refined: Sequence
+
+
+def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
+    """The tokenizer, policy and codec that `config` names. Call under `set_mesh`.
+
+    Raises:
+        UserError: files are missing, damaged, or of other sizes than the config says.
+    """
+    embedded = config.policy.weights == "embedded"
+    folder = EMBEDDED / "policy" if embedded else Path(config.policy.weights)
+    embedded = config.codec.weights == "embedded"
+    file = EMBEDDED / "codec.safetensors" if embedded else Path(config.codec.weights)
+    tokenizer = Tokenizer.load(folder)
+    policy = hf.load(folder, mesh=mesh, dtype=config.policy.dtype, cfg=config.policy)
+    codec = torch_weights.load(file, config.codec)
+    if tokenizer.vocab.codes != codec.config.codes:
+        raise UserError(
+            f"the tokenizer in {folder} has {tokenizer.vocab.codes} mesh tokens; the "
+            f"codec {file} has {codec.config.codes} codes: they must belong together"
+        )
+    return Models(tokenizer, policy, codec)
+
+
+def roll_out(
+    models: Models,
+    policy: Decoder,
+    texts: Texts[str],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    *,
+    group_size: int,
+) -> Rollout:
+    """Both steps for each text, `group_size` times.
+
+    Raises:
+        UserError: a prompt is too long.
+    """
+    prompts = chat.encode(models.tokenizer, texts, cfg.prompt_tokens)
+    sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
+    arguments = (cfg, models.vocab, key)
+    coarse, cache = rollout_coarse(policy, prompts, *arguments, **sizes)
+    local, refined = rollout_refined(
+        policy, prompts, coarse, cache, *arguments, **sizes
+    )
+    return Rollout(coarse, local, refined)
+
+
+def shape_codes(sequence: Sequence, vocab: Vocab) -> np.ndarray:
+    """The sampled shape of each row as codes [rows, M], int32."""
+    start, stop = sequence.layout.shape
+    return np.asarray(sequence.tokens[:, start:stop]) - vocab.codes_start
+
+
+def plan_texts(sequence: Sequence, tokenizer: Tokenizer) -> list[str]:
+    """The sampled plan of each row."""
+    start, stop = sequence.layout.text
+    tokens = np.asarray(sequence.tokens[:, start:stop])
+    valid = np.asarray(sequence.valid[:, start:stop])
+    return [
+        tokenizer.decode(row[keep].tolist())
+        for row, keep in zip(tokens, valid, strict=True)
+    ]
+
+
+_decode = jax.jit(Codec.decode)
+
+
+def decode_rows(codec: Codec, codes: np.ndarray) -> Float[np.ndarray, "N R R R"]:
+    """Logits of shape tokens [N, M], a fixed number of rows at a time."""
+    rows = len(codes)
+    padded = np.pad(codes, ((0, -rows % DECODE_ROWS), (0, 0)))
+    batches = [
+        np.asarray(_decode(codec, padded[first : first + DECODE_ROWS]))
+        for first in range(0, len(padded), DECODE_ROWS)
+    ]
+    return np.concatenate(batches)[:rows]

@@ -1,0 +1,336 @@
+"""Hi-GRPO, the run on one page: `python -m ar3d_jax.train --config=configs/higrpo.py`.
+
+    prompts -> rollout -> codec -> views and scores -> rewards -> advantages -> update
+
+Coarse objects are drawn and scored while the refined rollout runs. The same command
+goes on where `--workdir` has a checkpoint; SIGTERM and Ctrl-C save one and end it with
+status 0.
+
+Not here: how any of it is done. Sampling is `rollout/two_step.py`, drawing and scoring
+`rewards/client.py`, the loss `higrpo/objective.py`, files `checkpoint.py`,
+`metrics.py` and `gallery.py`.
+"""
+
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+
+from ar3d_jax import command, gallery
+from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.config import Config, to_dict
+from ar3d_jax.data.prompts import PromptSource, held_out_prompts
+from ar3d_jax.errors import UserError, writing
+from ar3d_jax.generate import generate_objects
+from ar3d_jax.higrpo.update import ScoredRollouts, init_state, update_step
+from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, RunLog
+from ar3d_jax.models import Models, decode_rows, load_models, shape_codes
+from ar3d_jax.policy import chat
+from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.rewards.ensemble import total_rewards
+from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+from ar3d_jax.sharding import fold_in_name, make_mesh
+
+SAME_RUN = ("seed", "prompts", "prompts_per_step", "group_size", "paradigm", "data")
+
+
+def main(config: Config, workdir: str) -> None:
+    """Trains for `config.steps` steps, going on where `workdir` has a checkpoint.
+
+    Raises:
+        UserError: whatever a user can mend: files, settings, disk, GL, scorers.
+    """
+    _announce(config)
+    folder = Path(workdir)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(to_dict(config), indent=2)
+        (folder / "config.json").write_text(text + "\n")
+
+    # --- Models, optimiser, prompts ---------------------------------------------------
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        source = PromptSource(
+            config.prompts,
+            batch=config.prompts_per_step,
+            seed=config.seed,
+            shuffle=config.data.shuffle,
+            column=config.data.column,
+        )
+        shown = held_out_prompts(
+            config.prompts, config.evaluation.prompts, config.data.column
+        )
+        models = load_models(config, mesh)
+        _check_prompts(models, source, config)
+        reference = models.policy
+        state = init_state(models.policy, optim=config.optim)
+        run_key = jax.random.key(config.seed)
+
+        # --- Checkpoint, scorers, log -------------------------------------------------
+        settings = {name: to_dict(config)[name] for name in SAME_RUN}
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                folder / "checkpoints",
+                keep=config.log.keep_checkpoints,
+                settings=settings,
+            )
+        )
+        first_step = 0
+        if restored := checkpoints.restore_latest(state):
+            state, first_step, extras = restored
+            source.set_state(extras["prompts"])
+            run_key = extras["key"]
+        scoring = stack.enter_context(
+            Scoring(
+                config.render,
+                config.rewards,
+                config.codec.resolution,
+                slots=2 * config.prompts_per_step * config.group_size,
+                log_dir=folder / "logs",
+            )
+        )
+        log = stack.enter_context(
+            RunLog(
+                folder,
+                names=HIGRPO_NAMES,
+                shown=HIGRPO_SHOWN,
+                steps=config.steps,
+                first_step=first_step,
+                tensorboard=config.log.tensorboard,
+            )
+        )
+        stop = stack.enter_context(_sigterm())
+
+        def save(step: int) -> None:
+            extras = {"prompts": source.get_state(), "key": run_key}
+            checkpoints.save(state, step, extras)
+
+        def draw_samples(step: int) -> None:
+            key = fold_in_name(run_key, "samples")
+            sizes = {"batch": len(shown), "group_size": 1}
+            if len(shown) <= config.prompts_per_step:  # compiled already
+                sizes = {
+                    "batch": config.prompts_per_step,
+                    "group_size": config.group_size,
+                }
+            objects = generate_objects(
+                models, state.policy, shown, key, config.rollout, scoring, **sizes
+            )
+            sheet = gallery.write(folder / "samples" / f"step_{step}", objects)
+            log.write_picture(step, "samples", np.asarray(sheet))
+            for thing in objects:
+                log.write_text(step, f"plans/{thing.name}", _as_markdown(thing.plans))
+
+        # --- The run ------------------------------------------------------------------
+        sizes = {
+            "group_size": config.group_size,
+            "shape_tokens": config.codec.tokens,
+        }
+        if first_step == 0:
+            draw_samples(0)
+        for step in range(first_step, config.steps):
+            clock = Stopwatch()
+            texts = [prompt.text for prompt in next(source)]
+            prompts = chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
+            per_row = [text for text in texts for _ in range(config.group_size)]
+            arguments = (
+                config.rollout,
+                models.vocab,
+                jax.random.fold_in(run_key, step),
+            )
+
+            # Rollout: while refined shapes are sampled, coarse ones are scored.
+            with clock("rollout"):
+                coarse, cache = jax.block_until_ready(
+                    rollout_coarse(state.policy, prompts, *arguments, **sizes)
+                )
+            with clock("codec"):
+                logits = decode_rows(models.codec, shape_codes(coarse, models.vocab))
+            coarse_ticket = scoring.submit(logits, per_row, "coarse")
+            with clock("rollout"):
+                local, refined = jax.block_until_ready(
+                    rollout_refined(
+                        state.policy, prompts, coarse, cache, *arguments, **sizes
+                    )
+                )
+            with clock("codec"):
+                logits = decode_rows(models.codec, shape_codes(refined, models.vocab))
+            refined_ticket = scoring.submit(logits, per_row, "refined")
+
+            # Rewards.
+            with clock("score_wait"):
+                coarse_scores, coarse_reasons = scoring.collect(coarse_ticket)
+                refined_scores, refined_reasons = scoring.collect(refined_ticket)
+            missing = [*coarse_reasons.values(), *refined_reasons.values()]
+            missing = [reason for reasons in missing for reason in reasons if reason]
+            _report_missing(missing, config, log)
+            weights = to_dict(config.rewards.weights)
+            rewards = total_rewards(
+                coarse_scores, refined_scores, weights, config.objective.lam
+            )
+            by_step = dict(zip(("coarse", "refined"), rewards, strict=True))
+
+            # Update.
+            with clock("update"):
+                rollouts = ScoredRollouts(
+                    {"coarse": (coarse,), "refined": (local, refined)},
+                    {
+                        name: reward.reshape(-1, config.group_size).astype(np.float32)
+                        for name, reward in by_step.items()
+                    },
+                )
+                state, metrics = update_step(
+                    state,
+                    reference,
+                    rollouts,
+                    vocab=models.vocab,
+                    objective=config.objective,
+                    optim=config.optim,
+                )
+                metrics = jax.device_get(metrics)
+
+            # Log and save.
+            sampled = [np.asarray(s.sampled) for s in (coarse, local, refined)]
+            plans = (
+                sampled[0].sum() + sampled[1].sum() - len(per_row) * config.codec.tokens
+            )
+            rewards_alone = total_rewards(coarse_scores, refined_scores, weights, 0.0)
+            line = {
+                "reward/coarse": _mean(rewards_alone[0]),
+                "reward/refined": _mean(rewards_alone[1]),
+                **_score_means("coarse", coarse_scores),
+                **_score_means("refined", refined_scores),
+                "score_missing": len(missing),
+                **metrics,
+                "groups_resampled": 0,
+                "plan_tokens": plans / (2 * len(per_row)),
+                "tokens_per_s/rollout": sum(map(np.sum, sampled))
+                / clock.seconds["rollout"],
+                **clock.line(
+                    render=coarse_ticket.draw_s + refined_ticket.draw_s,
+                ),
+                "sidecar_restarts": scoring.restarts,
+            }
+            log.write(step, line)
+            done = step + 1
+            if done % config.log.samples_every == 0 or done == config.steps:
+                draw_samples(done)
+            if done % config.checkpoint_every == 0 or done == config.steps or stop:
+                save(done)
+            if stop and done < config.steps:
+                log.say(
+                    f"stopped by SIGTERM after step {step}; saved, same command goes on"
+                )
+                return
+
+
+def _announce(config: Config) -> None:
+    """The run's first line: which preset this is; and a GPU that lies idle."""
+    note = "" if config.preset == "7b" else "; the paper's run is :7b"
+    print(f"preset {config.preset}{note}", flush=True)
+    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
+        print(
+            "warning: running on CPU beside an NVIDIA GPU; pip install -r "
+            "requirements-cuda12.txt makes jax use it",
+            file=sys.stderr,
+        )
+
+
+def _check_prompts(models: Models, source: PromptSource, config: Config) -> None:
+    """Refuses a prompt that does not fit now, not in the middle of the run."""
+    texts = [text for row in source.rows for text in row.texts]
+    chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
+    room = config.policy.max_positions
+    plans, shape = 2 * config.rollout.plan_tokens, config.codec.tokens
+    needed = config.rollout.prompt_tokens[-1] + plans + shape
+    if needed > room:
+        raise UserError(
+            f"prompts of {config.rollout.prompt_tokens[-1]} tokens, plans of {plans} "
+            f"and a shape of {shape} are {needed}; policy.max_positions is {room}: "
+            "lower rollout.prompt_tokens or rollout.plan_tokens"
+        )
+
+
+def _report_missing(reasons: list[str], config: Config, log: RunLog) -> None:
+    """Says why scores are missing, and ends the run where the config says so."""
+    if not reasons:
+        return
+    reason, times = Counter(reasons).most_common(1)[0]
+    line = f"{len(reasons)} scores are missing; {times} because {reason}"
+    if config.rewards.on_failure == "stop":
+        raise UserError(f"{line}: rewards.on_failure is stop; drop leaves them out")
+    log.say(line)
+
+
+def _score_means(step: str, scores: dict[str, np.ndarray]) -> dict[str, float]:
+    return {f"score/{step}/{role}": _mean(values) for role, values in scores.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are there; NaN, without a warning, where none is."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if there.size else float("nan")
+
+
+def _as_markdown(plans: dict[str, str]) -> str:
+    return "\n\n".join(f"**{which}** {plan}" for which, plan in plans.items())
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[bool]]:
+    """A list that is empty until SIGTERM or the first Ctrl-C arrives."""
+    received: list[bool] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(True)
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, remember) for number in signals}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stopwatch:
+    """Seconds per part of a step: `with clock("rollout"): ...`."""
+
+    def __init__(self) -> None:
+        """Starts with the step."""
+        self.seconds: Counter[str] = Counter()
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Adds the block's duration to `part`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+    def line(self, **more: float) -> dict[str, float]:
+        """All parts under their metrics' names, with the step's total."""
+        total = time.perf_counter() - self._start
+        seconds = self.seconds | Counter(more)
+        return {f"time/{part}": s for part, s in seconds.items()} | {
+            "time/total": total
+        }
+
+
+if __name__ == "__main__":
+    command.run_config(
+        main,
+        section=Config,
+        config_file="configs/higrpo.py",
+        workdir="runs/higrpo",
+    )

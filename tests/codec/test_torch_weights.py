@@ -1,0 +1,65 @@
+"""A codec file goes out and comes back; a wrong one is refused in one line."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ar3d_jax.codec import torch_weights
+from ar3d_jax.codec.vqvae import Codec
+from ar3d_jax.config import CodecConfig
+from ar3d_jax.errors import UserError
+
+SMALL = CodecConfig(
+    resolution=16, channels=(2, 4), blocks=(1, 2), middle_blocks=1, codes=8
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    codec = Codec(SMALL, jax.random.key(0))
+    path = tmp_path / "codec.safetensors"
+    torch_weights.save(codec, path, np.float32)
+    return codec, path
+
+
+def test_saved_and_loaded_is_the_same_codec(file):
+    codec, path = file
+    loaded = torch_weights.load(path)
+    for name in ("resolution", "channels", "blocks", "middle_blocks", "codes"):
+        assert getattr(loaded.config, name) == getattr(SMALL, name)
+    voxels = np.random.default_rng(0).random((2, 16, 16, 16)) < 0.1
+    tokens = codec.encode(voxels)
+    assert tokens.shape == (2, SMALL.tokens)
+    np.testing.assert_array_equal(loaded.encode(voxels), tokens)
+    np.testing.assert_array_equal(loaded.decode(tokens), codec.decode(tokens))
+
+
+def test_sizes_other_than_the_configs_are_refused(file):
+    _, path = file
+    other = dataclasses.replace(SMALL, codes=9)
+    with pytest.raises(UserError, match=r"vq\.embeddings\.weight is \(8, 32\)"):
+        torch_weights.load(path, other)
+
+
+def test_all_wrong_tensors_are_named(file):
+    _, path = file
+    tensors = safetensors.numpy.load_file(path)
+    del tensors["Decoder.out_layer.2.bias"]
+    tensors["Decoder.more"] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(UserError) as error:
+        torch_weights.load(path, SMALL)
+    assert "Decoder.out_layer.2.bias is missing" in str(error.value)
+    assert "Decoder.more is unexpected" in str(error.value)
+
+
+def test_what_is_no_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "3DVQVAE.bin"
+    with pytest.raises(UserError, match="cannot be read"):
+        torch_weights.load(path)
+    path.write_bytes(b"pickle")
+    with pytest.raises(UserError, match="cannot be read"):
+        torch_weights.load(path)

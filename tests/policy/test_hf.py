@@ -1,0 +1,230 @@
+"""Parity with transformers: random weights built from a config, nothing downloaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from ar3d_jax.config import PolicyConfig
+from ar3d_jax.errors import UserError
+from ar3d_jax.policy import hf
+from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.sharding import make_mesh
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
+VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 24,
+    "out_hidden_size": 32,
+    "patch_size": 14,
+}
+
+
+def qwen2(*, tied: bool) -> torch.nn.Module:
+    config = transformers.Qwen2Config(
+        **SIZES, rope_parameters=ROPE, tie_word_embeddings=tied
+    )
+    return randomised(transformers.Qwen2ForCausalLM(config))
+
+
+def qwen25_vl(*, tied: bool) -> torch.nn.Module:
+    rope = {**ROPE, "mrope_section": [1, 1, 2]}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={**SIZES, "rope_parameters": rope, "tie_word_embeddings": tied},
+        vision_config=VISION,
+        tie_word_embeddings=tied,
+    )
+    return randomised(transformers.Qwen2_5_VLForConditionalGeneration(config))
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Also biases and norms, which start at 0 and 1."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    return model.eval()
+
+
+def logits_of(model: torch.nn.Module, tokens: np.ndarray, valid: np.ndarray):
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.tensor(valid.astype(np.int64)),
+            position_ids=torch.tensor(positions),
+        )
+    return out.logits.float().numpy()
+
+
+def batch(padding: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, SIZES["vocab_size"], (4, 12))
+    lengths = np.array([12, 9, 5, 1])[:, None]
+    index = np.arange(12)[None]
+    valid = {
+        "none": np.ones((4, 12), bool),
+        "right": index < lengths,
+        "left": index >= 12 - lengths,
+    }[padding]
+    return tokens, valid
+
+
+def assert_same_logits(policy: Decoder, model: torch.nn.Module) -> None:
+    for padding in ("none", "left", "right"):
+        tokens, valid = batch(padding)
+        positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+        ours = jax.jit(type(policy).__call__)(
+            policy, jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(valid)
+        )
+        theirs = logits_of(model, tokens, valid)
+        np.testing.assert_allclose(
+            np.asarray(ours)[valid], theirs[valid], atol=1e-4, err_msg=padding
+        )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_qwen2_logits_both_ways(mesh: jax.sharding.Mesh, tmp_path: Path, tied: bool):
+    model = qwen2(tied=tied)
+    model.save_pretrained(tmp_path / "there")
+    policy = hf.load(tmp_path / "there", mesh=mesh, dtype="float32")
+    assert_same_logits(policy, model)
+
+    hf.save(policy, tmp_path / "back")
+    again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "back")
+    tokens, valid = batch("left")
+    theirs, ours = (logits_of(m, tokens, valid) for m in (model, again.float()))
+    np.testing.assert_array_equal(ours[valid], theirs[valid])
+
+
+@pytest.mark.parametrize("naming", ["older", "newer"])
+def test_qwen25_vl_text_in_both_namings(tmp_path: Path, naming: str):
+    model = qwen25_vl(tied=False)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    text, vision = {
+        "older": ("model.", "visual."),
+        "newer": ("model.language_model.", "model.visual."),
+    }[naming]
+
+    def renamed(name: str) -> str:
+        name = name.removeprefix("model.").removeprefix("language_model.")
+        if name.startswith("visual."):
+            return vision + name.removeprefix("visual.")
+        return name if name.startswith("lm_head.") else text + name
+
+    tensors = {renamed(name): value for name, value in load_file(path).items()}
+    assert text + "layers.0.mlp.up_proj.weight" in tensors
+    assert vision + "patch_embed.proj.weight" in tensors
+    save_file(tensors, path)
+    policy = hf.load(tmp_path, mesh=make_mesh(), dtype="float32")
+    assert_same_logits(policy, model)
+
+
+def test_sharded_files(tmp_path: Path):
+    model = qwen2(tied=False)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same_logits(hf.load(tmp_path, mesh=make_mesh(), dtype="float32"), model)
+
+
+def test_bfloat16_file_and_config_without_section(tmp_path: Path):
+    """The published form: bf16, rope_theta and everything else at the top level."""
+    model = qwen2(tied=False)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["model_type"] = "qwen2_5_vl"
+    path.write_text(json.dumps(config))
+    policy = hf.load(tmp_path, mesh=make_mesh(), dtype="float32")
+    assert_same_logits(policy, model.float())
+    half = hf.load(tmp_path, mesh=make_mesh(), dtype=jnp.bfloat16)
+    assert half.embed.get_value().dtype == jnp.bfloat16
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    qwen2(tied=False).save_pretrained(folder)
+    return folder
+
+
+def test_every_wrong_tensor_is_in_one_line(saved: Path, tmp_path: Path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    tensors["model.extra.weight"] = np.zeros(3, np.float32)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :16].copy()
+    save_file(tensors, path)
+    with pytest.raises(UserError) as caught:
+        hf.load(folder, mesh=make_mesh(), dtype="float32")
+    message = str(caught.value)
+    assert "model.norm.weight is missing" in message
+    assert "model.extra.weight is not known" in message
+    assert "lm_head.weight has shape (96, 16), expected (96, 32)" in message
+    assert "\n" not in message
+
+
+def test_sizes_must_agree_with_the_config(saved: Path):
+    cfg = hf.read_config(saved)
+    assert hf.load(saved, mesh=make_mesh(), dtype="float32", cfg=cfg).cfg == cfg
+    with pytest.raises(UserError, match=r"policy.layers=4 but the folder has 2"):
+        hf.load(saved, mesh=make_mesh(), dtype="float32", cfg=PolicyConfig())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "cannot read .*config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights in"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
+            "cannot read .*model.safetensors",
+        ),
+    ],
+    ids=["no config", "no weights", "truncated"],
+)
+def test_unreadable_folder(saved: Path, tmp_path: Path, damage, message):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        hf.load(folder, mesh=make_mesh(), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "llama"),
+        ("use_sliding_window", True),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+    ],
+)
+def test_other_models_are_refused(saved: Path, tmp_path: Path, field, value):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(UserError, match="expected"):
+        hf.read_config(folder)
