@@ -95,7 +95,7 @@ class RolloutConfig:
 
     plans: bool = True  # the paper's method; off: table 3's "without plan"
     plan_tokens: int = 48  # most tokens of a plan, each; paper: open (30-130 words in print)
-    prompt_tokens: tuple[int, ...] = (64, 128)  # prompt lengths that are compiled for; longer is refused
+    prompt_tokens: tuple[int, ...] = (72, 128)  # compiled lengths; tiny: 72 holds every catalog caption; longer is refused
     temperature: float = 1.0  # paper: open; 1 samples the policy that is trained
     top_k: int = 0  # 0 keeps all; paper: open
     top_p: float = 1.0  # 1 keeps all; paper: open
@@ -324,12 +324,13 @@ class CodecTrainingConfig:
 
     codec: CodecConfig = CodecConfig()  # its sizes; weights are not read
     catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
-    steps: int = 4000  # our choice: about an hour on 2 cores
+    steps: int = 2600  # of encoder, codebook and decoder; our choice: 45 minutes
+    decoder_steps: int = 2400  # then of the decoder alone; our choice: 30 minutes
     batch: int = 8  # objects per step; our choice: more steps beat larger ones here
     seed: int = 0  # of weights, order and augmentation
     lr: float = 2e-3  # peak; our choice for a small network and few steps
     lr_warmup: int = 100  # steps from 0 to lr; our choice
-    warmup: int = 800  # steps without quantisation; our choice: a fifth
+    warmup: int = 500  # steps without quantisation; our choice: a fifth
     kmeans_batches: int = 64  # batches whose latents start the codebook; our choice
     commitment: float = 0.25  # beta of the commitment loss; published
     code_decay: float = 0.98  # moving average of the codebook; our choice: 50 steps
@@ -341,6 +342,32 @@ class CodecTrainingConfig:
         """Raises UserError for values outside their range."""
         _require(self.steps > self.warmup, "steps", self.steps, f"more than warmup={self.warmup}")
         _require(self.batch >= 1, "batch", self.batch, "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """One supervised training of the policy, `sft.py`."""
+
+    policy: PolicyConfig = PolicyConfig(remat=False)  # sizes; weights are not read; 16 rows fit without remat
+    codec: CodecConfig = CodecConfig()  # which codec makes the shape tokens
+    mesh: MeshConfig = MeshConfig()  # devices
+    catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
+    steps: int = 6000  # our choice: some ten epochs of the catalog, two hours on 2 cores
+    batch: int = 16  # examples per step, three sequences each; our choice
+    seed: int = 0  # of weights and order
+    lr: float = 2e-3  # peak; our choice for a model of 2.4 M parameters
+    warmup_steps: int = 200  # steps from 0 to lr; our choice
+    weight_decay: float = 0.1  # our choice: the catalog is small
+    plan_tokens: int = 48  # width of a plan's slot; as rollout.plan_tokens
+    prompt_tokens: tuple[int, ...] = (72, 128)  # compiled lengths; as rollout.prompt_tokens
+    eval_every: int = 200  # steps between held-out perplexities; our choice
+    checkpoint_every: int = 100  # steps; our choice: two minutes of work at risk
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(self.steps > self.warmup_steps, "steps", self.steps, f"more than warmup_steps={self.warmup_steps}")
+        _require(self.batch >= 1 and self.batch % self.mesh.fsdp == 0, "batch", self.batch, f"a multiple of mesh.fsdp={self.mesh.fsdp}")
+        _require(self.lr > 0, "lr", self.lr, "a number above 0")
 
 
 def _is_section(kind: object) -> bool:

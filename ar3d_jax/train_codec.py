@@ -5,14 +5,18 @@
 1. Without quantisation first, until latents mean something.
 2. K-means of the latents then starts the codebook; from there on codes are a moving
    average of the latents assigned to them, and dead codes move to latents in use.
-3. Weights that are kept are a moving average, too. Every `eval_every` steps the voxel
-   IoU of held-out objects is measured.
+3. In the end tokens stand still: encoder and codebook are frozen, and the decoder alone
+   learns to make the most of them, for less than half the price of a step.
+
+Weights that are kept are a moving average, too. Every `eval_every` steps the voxel IoU
+of held-out objects is measured.
 
 The grids are `data/augmentation.py`'s, turned and mirrored once more on the fly. What
 comes out is `codec.safetensors`, read by `codec/torch_weights.py`.
 """
 
 import dataclasses
+import enum
 import functools
 import json
 from pathlib import Path
@@ -29,11 +33,26 @@ from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.quantizer import Codebook, kmeans, nearest_codes, update_codebook
 from ar3d_jax.codec.voxels import unpack
-from ar3d_jax.codec.vqvae import Codec
+from ar3d_jax.codec.vqvae import Codec, Decoder
 from ar3d_jax.config import CodecTrainingConfig, to_dict
 from ar3d_jax.data.augmentation import AugmentedVoxels, load_augmented
 from ar3d_jax.data.catalog import load_catalog
 from ar3d_jax.errors import UserError, writing
+
+
+class Phase(enum.Enum):
+    """What a step trains."""
+
+    CONTINUOUS = "encoder and decoder, without codes"
+    QUANTISED = "encoder, codebook and decoder"
+    DECODER = "decoder"
+
+    @classmethod
+    def of(cls, step: int, config: CodecTrainingConfig) -> "Phase":
+        """The phase of step `step`."""
+        if step < config.warmup:
+            return cls.CONTINUOUS
+        return cls.QUANTISED if step < config.steps else cls.DECODER
 
 
 @jax.tree_util.register_dataclass
@@ -75,9 +94,18 @@ def reconstruction_loss(
 
 
 def make_optimizer(config: CodecTrainingConfig) -> optax.GradientTransformation:
-    """AdamW, warm-up and cosine decay to 1% of `lr`."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.lr, config.lr_warmup, config.steps, config.lr / 100
+    """AdamW; warm-up and cosine decay to 1% of `lr`, and once more for the decoder."""
+    last = config.lr / 100
+    schedule = optax.join_schedules(
+        [
+            optax.warmup_cosine_decay_schedule(
+                0.0, config.lr, config.lr_warmup, config.steps, last
+            ),
+            optax.warmup_cosine_decay_schedule(
+                last, config.lr / 2, config.lr_warmup, config.decoder_steps + 1, last
+            ),
+        ],
+        [config.steps],
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -86,7 +114,7 @@ def make_optimizer(config: CodecTrainingConfig) -> optax.GradientTransformation:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "quantise"), donate_argnames="state"
+    jax.jit, static_argnames=("config", "phase"), donate_argnames="state"
 )
 def train_step(
     state: CodecState,
@@ -94,14 +122,14 @@ def train_step(
     key: jax.Array,
     *,
     config: CodecTrainingConfig,
-    quantise: bool,
+    phase: Phase,
 ) -> tuple[CodecState, dict[str, jax.Array]]:
-    """One step of AdamW and, with `quantise`, of the codebook; (state, metrics)."""
+    """One step of AdamW and, where codes move, of the codebook; (state, metrics)."""
     codes = state.codebook.codes
 
     def loss_fn(codec: Codec) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         latents = codec.latents(voxels)
-        if not quantise:
+        if phase is Phase.CONTINUOUS:
             return reconstruction_loss(codec.decode_latents(latents), voxels), (
                 latents,
                 jnp.zeros(()),
@@ -120,12 +148,14 @@ def train_step(
         gradient, state.opt_state, state.codec
     )
     codec = optax.apply_updates(state.codec, updates)
+    if phase is Phase.DECODER:
+        codec = with_decoder(state.codec, codec.decoder)
     decay = jnp.minimum(config.average_decay, (1 + state.step) / (10 + state.step))
     average = jax.tree.map(
         lambda a, w: decay * a + (1 - decay) * w, state.average, codec
     )
     codebook, used = state.codebook, jnp.zeros(())
-    if quantise:
+    if phase is Phase.QUANTISED:
         flat = latents.reshape(-1, latents.shape[-1])
         codebook, used = update_codebook(codebook, flat, key, config.code_decay)
     state = CodecState(codec, average, opt_state, codebook, state.step + 1)
@@ -144,6 +174,20 @@ def iou(
     found = codec.decode_latents(latents) > 0
     axes = (1, 2, 3)
     return jnp.sum(found & voxels, axes) / jnp.sum(found | voxels, axes)
+
+
+def with_decoder(codec: Codec, decoder: Decoder) -> Codec:
+    """`codec` with another decoder."""
+    leaves, structure = jax.tree.flatten(codec)
+    new = iter(jax.tree.leaves(decoder))
+    names = torch_weights.named_leaves(codec)
+    return jax.tree.unflatten(
+        structure,
+        [
+            next(new) if name.startswith("Decoder.") else leaf
+            for name, leaf in zip(names, leaves, strict=True)
+        ],
+    )
 
 
 def draw_batch(
@@ -178,6 +222,16 @@ def evaluate(state: CodecState, voxels: np.ndarray, *, quantise: bool) -> float:
     batches = np.array_split(voxels, -(-len(voxels) // 16))
     return float(
         np.mean(np.concatenate([iou(codec, b, quantise=quantise) for b in batches]))
+    )
+
+
+def freeze_codes(state: CodecState) -> CodecState:
+    """`state` at the averaged weights, whose tokens are the ones to keep."""
+    codec = averaged(state)
+    return dataclasses.replace(
+        state,
+        codec=jax.tree.map(jnp.copy, codec),
+        average=jax.tree.map(jnp.copy, codec),
     )
 
 
@@ -222,32 +276,34 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
         start = 0
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, start, _ = restored
-        progress = tqdm(range(start, config.steps), initial=start, total=config.steps)
+        total = config.steps + config.decoder_steps
+        progress = tqdm(range(start, total), initial=start, total=total)
         for step in progress:
-            quantise = step >= config.warmup
+            phase = Phase.of(step, config)
             if step == config.warmup:
                 state = start_codebook(state, rows, config)
+            if step == config.steps:
+                state = freeze_codes(state)
             batch = draw_batch(rows, step, config)
             key = jax.random.fold_in(jax.random.key(config.seed), step)
-            state, metrics = train_step(
-                state, batch, key, config=config, quantise=quantise
-            )
+            state, metrics = train_step(state, batch, key, config=config, phase=phase)
             done = step + 1
             if done % 20 == 0:
                 line = {name: round(float(value), 5) for name, value in metrics.items()}
                 progress.set_postfix(line)
-                if done % config.eval_every == 0 or done == config.steps:
+                if done % config.eval_every == 0 or done == total:
+                    quantise = phase is not Phase.CONTINUOUS
                     found = evaluate(state, held_out_voxels, quantise=quantise)
                     line["held_out_iou"] = round(found, 4)
                     tqdm.write(f"step {done}: held-out IoU {found:.4f}")
                 with open(folder / "metrics.jsonl", "a") as file:
                     file.write(json.dumps({"step": done, **line}) + "\n")
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            if done % config.checkpoint_every == 0 or done == total:
                 checkpoints.save(state, done, {})
                 torch_weights.save(
                     averaged(state), folder / "codec.safetensors", np.float16
                 )
-    print(f"{folder / 'codec.safetensors'}: {config.steps} steps")
+    print(f"{folder / 'codec.safetensors'}: {total} steps")
 
 
 def main() -> None:

@@ -28,7 +28,9 @@ class LayerCache:
     keys: jax.Array  # B K H S
     values: jax.Array  # B K S H
 
-    def write(self, keys: jax.Array, values: jax.Array, slot: jax.Array) -> "LayerCache":
+    def write(
+        self, keys: jax.Array, values: jax.Array, slot: jax.Array
+    ) -> "LayerCache":
         """With [B, T, K, H] keys and values in the slots from `slot` on."""
         keys = jnp.transpose(keys, (0, 2, 3, 1))
         values = jnp.transpose(values, (0, 2, 1, 3))
@@ -91,6 +93,11 @@ class Cache:
     def slots(self) -> int:
         """Slots per row, free or not."""
         return self.valid.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """Rows."""
+        return self.valid.shape[0]
 
     def grown(self, slots: int) -> "Cache":
         """With free slots added at the end, `slots` in all."""

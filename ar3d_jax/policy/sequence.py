@@ -12,6 +12,8 @@ the backward pass computes a chunk's logits again.
 """
 
 import dataclasses
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,61 @@ from jaxtyping import Array, Float, Int
 from ar3d_jax.errors import UserError
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.vocab import Subset, Vocab
-from ar3d_jax.sharding import LOGITS_BTV, einsum
+from ar3d_jax.sharding import LOGITS_BTV, TOKENS_BT, einsum
 
 Span = tuple[int, int]  # first index and the one after the last
 CHUNK_BYTES = 2**26  # of float32 logits at a time; our choice: small beside activations
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One part of a row: tokens in a slot of fixed width, the same for all rows.
+
+    Attributes:
+        tokens: ids; anything where not valid.
+        valid: True for tokens, False for padding.
+        sampled: True where the policy drew the token.
+        logp: nats, of the token under the distribution that was sampled; 0 where not
+            sampled.
+    """
+
+    tokens: jax.Array  # B T, int32
+    valid: jax.Array  # B T, bool
+    sampled: jax.Array  # B T, bool
+    logp: jax.Array  # B T, float32
+
+    @classmethod
+    def empty(cls, rows: int, steps: int) -> "Segment":
+        """A slot without tokens."""
+
+        def zeros(dtype: Any) -> jax.Array:
+            return jnp.zeros((rows, steps), dtype, out_sharding=TOKENS_BT)
+
+        return cls(zeros(jnp.int32), zeros(bool), zeros(bool), zeros(jnp.float32))
+
+    @classmethod
+    def given(cls, tokens: jax.Array, valid: jax.Array) -> "Segment":
+        """Tokens that were not sampled, [B, T]."""
+        empty = cls.empty(*tokens.shape)
+        return dataclasses.replace(empty, tokens=tokens, valid=valid)
+
+    @classmethod
+    def same(cls, tokens: jax.Array, rows: int) -> "Segment":
+        """The same given tokens [T] in every row."""
+        shape = (rows, tokens.shape[0])
+        tokens = jnp.broadcast_to(tokens[None], shape, out_sharding=TOKENS_BT)
+        return cls.given(tokens, jnp.ones(shape, bool, out_sharding=TOKENS_BT))
+
+    def write(self, index: jax.Array, *column: jax.Array) -> "Segment":
+        """With one token per row at `index`; `column` is in the fields' order."""
+        fields = (self.tokens, self.valid, self.sampled, self.logp)
+        return type(self)(
+            *(
+                jax.lax.dynamic_update_index_in_dim(field, new, index, axis=1)
+                for field, new in zip(fields, column, strict=True)
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +102,11 @@ class Sequence:
     """Rows of tokens, prompt-major: the G rollouts of one prompt follow each other.
 
     Attributes:
-        tokens: ids; anything where not valid.
+        tokens: as in `Segment`, side by side.
         positions: of each token among its row's valid ones, from 0.
-        valid: True for tokens, False for padding.
-        sampled: True where the policy drew the token.
-        logp: nats, of the token at that index under the distribution that was sampled;
-            0 where not sampled.
+        valid: as in `Segment`.
+        sampled: as in `Segment`.
+        logp: as in `Segment`; at a token's own index, not at the one before.
         layout: which indices are text and shape.
     """
 
@@ -64,6 +116,37 @@ class Sequence:
     sampled: jax.Array  # B T, bool
     logp: jax.Array  # B T, float32
     layout: Layout = dataclasses.field(metadata={"static": True})
+
+
+def side_by_side(*segments: Segment) -> Segment:
+    """Segments as one wider segment."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *segments)
+
+
+def join(
+    *segments: Segment,
+    text: int | None = None,
+    shape: int | None = None,
+    temperature: float = 1.0,
+    truncated: bool = False,
+) -> Sequence:
+    """A sequence of segments; `text` and `shape` say which of them were sampled."""
+    stops = list(itertools.accumulate(part.tokens.shape[1] for part in segments))
+    spans = list(zip([0, *stops[:-1]], stops, strict=True))
+    row = side_by_side(*segments)
+    return Sequence(
+        tokens=row.tokens,
+        positions=jnp.maximum(jnp.cumsum(row.valid, axis=1) - 1, 0),
+        valid=row.valid,
+        sampled=row.sampled,
+        logp=row.logp,
+        layout=Layout(
+            text=None if text is None else spans[text],
+            shape=None if shape is None else spans[shape],
+            temperature=temperature,
+            truncated=truncated,
+        ),
+    )
 
 
 def sequence_logp(

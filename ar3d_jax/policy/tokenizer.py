@@ -8,7 +8,8 @@ start, then end), in the files that transformers loads, like the published one. 
 prompt is put into a chat is in `chat.py`, what the ids mean in `vocab.py`.
 
 This is the one place where the trainer imports transformers, which must not pull torch
-in: the environment variable below keeps it out.
+in. Its AutoTokenizer does (transformers 5.23, through model configs), so the class of
+all fast tokenizers is used directly: it needs nothing but tokenizer.json.
 """
 
 import functools
@@ -17,10 +18,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
+from ar3d_jax.command import run
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.policy.vocab import Vocab
 
-os.environ.setdefault("USE_TORCH", "0")  # read when transformers is first imported
+os.environ.setdefault("USE_TORCH", "0")  # what older versions of transformers heed
 
 TEXT_TOKENS = 1000  # bytes and merges; our choice: with 1,024 codes 2,029 ids in all
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -58,15 +62,15 @@ class Tokenizer:
         Raises:
             UserError: there is none, it cannot be read, or mesh tokens are missing.
         """
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
-        if not (Path(folder) / "tokenizer_config.json").is_file():
+        if not (Path(folder) / "tokenizer.json").is_file():
             raise UserError(
                 f"no tokenizer in {str(folder)!r}; expected a folder with "
-                "tokenizer_config.json and tokenizer.json"
+                "tokenizer.json"
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 str(folder), local_files_only=True
             )
         except Exception as error:  # transformers and tokenizers raise many kinds
@@ -102,14 +106,15 @@ class Tokenizer:
 
 def build(texts: Iterable[str], *, codes: int) -> Tokenizer:
     """A byte-level BPE trained on `texts`, with marks and `codes` mesh tokens."""
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as FastTokenizer
+    import tokenizers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    fast = FastTokenizer(models.BPE())
+    fast = tokenizers.Tokenizer(models.BPE())
+    fast.normalizer = tokenizers.normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -135,15 +140,26 @@ def build(texts: Iterable[str], *, codes: int) -> Tokenizer:
     )
 
 
-def main(flags: Any) -> None:
+def _define_flags() -> None:
+    flags.DEFINE_string("texts", None, "file with one text per line", required=True)
+    flags.DEFINE_integer("codes", 1024, "mesh tokens: the codec's codebook", 1)
+    flags.DEFINE_string("out", None, "folder to write", required=True)
+
+
+def main(_: list[str]) -> None:
     """Builds the small tokenizer from a file of texts."""
-    path = Path(flags["texts"].value)
+    path = Path(flags.FLAGS.texts)
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read {path}: {error}; expected UTF-8, one text per line"
         ) from error
-    tokenizer = build(texts, codes=flags["codes"].value)
-    tokenizer.save(flags["out"].value)
-    print(f"{flags['out'].value}: {tokenizer.vocab}")
+    tokenizer = build(texts, codes=flags.FLAGS.codes)
+    tokenizer.save(flags.FLAGS.out)
+    print(f"{flags.FLAGS.out}: {tokenizer.vocab}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    run(main)

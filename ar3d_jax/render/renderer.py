@@ -61,6 +61,8 @@ def open_context() -> tuple[Any, Any]:
         UserError: no device of this machine gives one.
     """
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+    # pyrender imports its window library, which wants X11 unless it is told.
+    os.environ.setdefault("PYGLET_HEADLESS", "true")
     try:
         from OpenGL import GL
         from pyrender.platforms import egl

@@ -1,7 +1,7 @@
 """A render worker: `python -m ar3d_jax.render.workers SOCKET_FD RING_FD`.
 
-Logits in a slot become views and surface points in the same slot. Started and kept
-alive by `rewards/courier.py`; the slots and the messages are in `rewards/wire.py`. Never
+Logits in a slot become views and surface points in the same slot. `rewards/courier.py`
+starts it and keeps it alive, `rewards/wire.py` has the slots and the messages. Never
 loads jax: `draw_object` is all that a picture needs, here and wherever one is drawn
 offline.
 """

@@ -10,63 +10,18 @@ grows in windows so that early tokens do not attend over the whole length, and a
 that ends when the last row has.
 """
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ar3d_jax.policy.cache import Cache
 from ar3d_jax.policy.decoder import Decoder, Layers
+from ar3d_jax.policy.sequence import Segment
 from ar3d_jax.policy.vocab import Subset
 from ar3d_jax.rollout.sampling import Filter, draw
-from ar3d_jax.sharding import DRAW_BV, LOGITS_BV, ROWS_B, TOKENS_BT, einsum
+from ar3d_jax.sharding import DRAW_BV, LOGITS_BV, ROWS_B, einsum
 
 WINDOW = 256  # slots by which a cache grows; each window compiles its own loop
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Sampled tokens in a slot of fixed width.
-
-    Attributes:
-        tokens: ids; 0 where not valid.
-        valid: False after a row's end of turn.
-        sampled: valid and drawn (an end of turn may be forced by the slot's width).
-        logp: nats, 0 where not sampled.
-    """
-
-    tokens: jax.Array  # B T, int32
-    valid: jax.Array  # B T, bool
-    sampled: jax.Array  # B T, bool
-    logp: jax.Array  # B T, float32
-
-    @classmethod
-    def empty(cls, rows: int, steps: int) -> "Segment":
-        """Nothing sampled."""
-
-        def zeros(dtype: Any) -> jax.Array:
-            return jnp.zeros((rows, steps), dtype, out_sharding=TOKENS_BT)
-
-        return cls(zeros(jnp.int32), zeros(bool), zeros(bool), zeros(jnp.float32))
-
-    @classmethod
-    def given(cls, tokens: jax.Array, valid: jax.Array) -> "Segment":
-        """Tokens that were not sampled, [B, T]."""
-        empty = cls.empty(*tokens.shape)
-        return dataclasses.replace(empty, tokens=tokens, valid=valid)
-
-    def write(self, index: jax.Array, *column: jax.Array) -> "Segment":
-        """With one token per row at `index`; `column` is in the fields' order."""
-        fields = (self.tokens, self.valid, self.sampled, self.logp)
-        return type(self)(
-            *(
-                jax.lax.dynamic_update_index_in_dim(field, new, index, axis=1)
-                for field, new in zip(fields, column, strict=True)
-            )
-        )
 
 
 State = tuple[jax.Array, jax.Array, jax.Array, Cache, Segment]

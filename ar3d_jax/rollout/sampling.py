@@ -8,7 +8,7 @@ calls this for every token is `generate.py`.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ar3d_jax.sharding import DRAW_BV
 _BLOCK = 128  # entries of the vocabulary whose cumulative sum is taken directly
 
 
+@runtime_checkable  # test runs check annotations
 class Filter(Protocol):
     """Logits in, logits out; `IMPOSSIBLE` removes a token."""
 

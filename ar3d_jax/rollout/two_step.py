@@ -19,7 +19,6 @@ there, unsampled, so that what follows is always well-formed; shapes have no
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +28,9 @@ from ar3d_jax.config import RolloutConfig
 from ar3d_jax.policy.cache import Cache
 from ar3d_jax.policy.chat import Prompts
 from ar3d_jax.policy.decoder import Decoder, Layers
-from ar3d_jax.policy.sequence import Layout, Sequence
+from ar3d_jax.policy.sequence import Segment, Sequence, join, side_by_side
 from ar3d_jax.policy.vocab import Vocab
-from ar3d_jax.rollout.generate import Segment, append, prefill, sample
+from ar3d_jax.rollout.generate import append, prefill, sample
 from ar3d_jax.rollout.sampling import filters, uniforms
 from ar3d_jax.sharding import TOKENS_BT, fold_in_name
 
@@ -114,15 +113,15 @@ class _Run:
 
     def turn(self, cache: Cache, tokens: jax.Array) -> tuple[Segment, jax.Array, Cache]:
         """The same tokens [T] in every row."""
-        turn = _same(cache, tokens)
+        turn = Segment.same(tokens, cache.rows)
         return turn, *append(self.policy, self.layers, cache, turn.tokens, turn.valid)
 
     def begin_shape(
         self, cache: Cache, plan: Segment | None = None
     ) -> tuple[Segment, jax.Array, Cache]:
         """`<mesh-start>`, after a plan that the cache does not hold yet."""
-        begin = _same(cache, jnp.array([self.vocab.mesh_start]))
-        added = _joined(plan, begin) if plan else begin
+        begin = Segment.same(jnp.array([self.vocab.mesh_start]), cache.rows)
+        added = side_by_side(plan, begin) if plan else begin
         return begin, *append(
             self.policy, self.layers, cache, added.tokens, added.valid
         )
@@ -159,33 +158,13 @@ class _Run:
         self, *parts: Segment, text: int | None = None, shape: int | None = None
     ) -> Sequence:
         """Segments side by side; `text` and `shape` say which of them were sampled."""
-        stops = list(itertools.accumulate(part.tokens.shape[1] for part in parts))
-        spans = list(zip([0, *stops], stops, strict=False))
-        row = _joined(*parts)
-        return Sequence(
-            row.tokens,
-            jnp.maximum(jnp.cumsum(row.valid, axis=1) - 1, 0),
-            row.valid,
-            row.sampled,
-            row.logp,
-            Layout(
-                text=None if text is None else spans[text],
-                shape=None if shape is None else spans[shape],
-                temperature=self.cfg.temperature,
-                truncated=self.cfg.top_k > 0 or self.cfg.top_p < 1,
-            ),
+        return join(
+            *parts,
+            text=text,
+            shape=shape,
+            temperature=self.cfg.temperature,
+            truncated=self.cfg.top_k > 0 or self.cfg.top_p < 1,
         )
 
     def _numbers(self, cache: Cache, name: str, steps: int) -> jax.Array:
-        return uniforms(fold_in_name(self.key, name), cache.valid.shape[0], steps)
-
-
-def _same(cache: Cache, tokens: jax.Array) -> Segment:
-    """The same tokens for every row of a cache."""
-    shape = (cache.valid.shape[0], tokens.shape[0])
-    tokens = jnp.broadcast_to(tokens[None], shape, out_sharding=TOKENS_BT)
-    return Segment.given(tokens, jnp.ones(shape, bool, out_sharding=TOKENS_BT))
-
-
-def _joined(*parts: Segment) -> Segment:
-    return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=1), *parts)
+        return uniforms(fold_in_name(self.key, name), cache.rows, steps)

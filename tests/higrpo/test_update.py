@@ -132,7 +132,8 @@ def plain_logp(policy, sequence):
         columns[t] = (ids >= 23) & (ids < 39)
     allowed = jnp.asarray(np.stack(columns)[None, 1:])
     logp = jax.nn.log_softmax(jnp.where(allowed, logits, -1e9), axis=-1)
-    logp = jnp.take_along_axis(logp, sequence.tokens[:, 1:, None], axis=-1)[..., 0]
+    chosen = jax.nn.one_hot(sequence.tokens[:, 1:], SMALL.vocab_size)
+    logp = jnp.sum(jnp.where(chosen > 0, logp, 0.0), axis=-1)
     return jnp.pad(logp, ((0, 0), (1, 0)))
 
 

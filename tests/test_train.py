@@ -1,0 +1,168 @@
+"""The run as a process: it ends, it goes on after any kill, it says what is wrong."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests import small_run
+
+VARYING = ("time/", "tokens_per_s/", "sidecar_restarts")  # the clock's, not the run's
+pytestmark = pytest.mark.usefixtures("egl")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    small_run.make_weights(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(weights, tmp_path_factory):
+    """Starts a training; (workdir, *flags) -> Popen."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    environment = os.environ | {"STAND_IN_DIR": str(scratch)}
+    processes = []
+
+    def start(workdir, *flags):
+        command = [sys.executable, "-m", "tests.small_run", weights, workdir, *flags]
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def comparable(workdir: pathlib.Path) -> list[dict]:
+    return [
+        {k: v for k, v in line.items() if not k.startswith(VARYING)}
+        for line in lines(workdir)
+    ]
+
+
+def wait_for_line(process: subprocess.Popen, workdir: pathlib.Path, count: int) -> None:
+    """Returns when metrics.jsonl has `count` lines; fails if the process ends first."""
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.read_text().count("\n") < count:
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"ended with {process.returncode}: {process.stderr.read()}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    process = start(workdir)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[0] == "preset tiny; the paper's run is :7b"
+    return workdir
+
+
+def children() -> set[int]:
+    """Processes whose command line names this package's children."""
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        if b"stand_in_sidecar" in words or b"ar3d_jax.render.workers" in words:
+            found.add(int(path.parent.name))
+    return found
+
+
+def test_a_run_leaves_what_the_contract_says(undisturbed):
+    assert [line["step"] for line in lines(undisturbed)] == [0, 1, 2, 3]
+    first = lines(undisturbed)[0]
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert first["ratio_max"] == pytest.approx(1, abs=1e-3)
+    assert first["score_missing"] == 0
+    assert json.loads((undisturbed / "config.json").read_text())["steps"] == 4
+    assert (undisturbed / "logs" / "sidecar.log").exists()
+    assert sorted(p.name for p in (undisturbed / "samples").iterdir()) == [
+        "step_0",
+        "step_2",
+        "step_4",
+    ]
+    sample = next((undisturbed / "samples" / "step_4").glob("*/coarse.glb"))
+    assert (sample.parent / "refined.glb").exists()
+    assert set(json.loads((sample.parent / "plans.json").read_text())["plans"]) == {
+        "global",
+        "local",
+    }
+
+
+def test_killed_and_started_again_gives_the_same_numbers(start, undisturbed, tmp_path):
+    before = children(), set(os.listdir("/dev/shm"))
+    process = start(tmp_path)
+    wait_for_line(process, tmp_path, 2)
+    process.kill()
+    process.communicate()
+    process = start(tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert comparable(tmp_path) == comparable(undisturbed)
+    assert (children(), set(os.listdir("/dev/shm"))) == before
+
+
+def test_sigterm_saves_and_ends_with_status_0(start, undisturbed, tmp_path):
+    process = start(tmp_path)
+    wait_for_line(process, tmp_path, 1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    done = len(lines(tmp_path))
+    assert 1 <= done < 4
+    assert (tmp_path / "checkpoints" / str(done)).is_dir()
+    process = start(tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert comparable(tmp_path) == comparable(undisturbed)
+
+
+def test_bad_input_is_one_line_and_status_2(start, weights, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    long = tmp_path / "long.txt"
+    long.write_text("word " * 400)
+    file = tmp_path / "file"
+    file.write_text("")
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((weights / "policy" / "model.safetensors").read_bytes())
+    cases = {
+        f"--config.prompts={empty}": "has no prompts",
+        f"--config.prompts={long}": "shorten it",
+        "--config.rollout.temprature=1": "temprature",
+        "--config.steps=many": "steps",
+        f"--workdir={file}": "cannot write",
+        f"--config.codec.weights={other}": "no tensor",
+        "--config.policy.width=64": "width",
+        "--config.mesh.fsdp=99": "devices",
+    }
+    processes = {flag: start(tmp_path / "run", flag) for flag in cases}
+    for flag, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 2, (flag, err)
+        assert "Traceback" not in err
+        assert cases[flag] in err.splitlines()[-1], (flag, err)
