@@ -32,8 +32,12 @@ def _choice(field: str, value: str, *choices: str) -> None:
 class PolicyConfig:
     """The Qwen2.5-type decoder. Sizes of `weights` win over nothing: they must agree."""
 
-    weights: str = "embedded"  # a Hugging Face folder; embedded: the shipped tiny policy
-    vocab_size: int = 3072  # tiny: 1,000 texts + 2,048 codes + 5 marks, padded; 7B: 159,872
+    weights: str = (
+        "embedded"  # a Hugging Face folder; embedded: the shipped tiny policy
+    )
+    vocab_size: int = (
+        3072  # tiny: 1,000 texts + 2,048 codes + 5 marks, padded; 7B: 159,872
+    )
     width: int = 192  # tiny: our choice, fits the 12 s step on 2 cores; 7B: 3,584
     layers: int = 4  # tiny: our choice; 7B: 28
     heads: int = 6  # query heads; 7B: 28
@@ -46,12 +50,24 @@ class PolicyConfig:
     max_positions: int = 1024  # prompt + plan + shape must fit; 7B: 128,000
     dtype: str = "float32"  # of parameters and activations; bfloat16 on accelerators
     remat: bool = True  # recompute blocks in the backward pass: memory for 1/3 time
-    scan_decode: bool = False  # layers by lax.scan in decoding; unrolled is 2.5x faster on CPU
+    scan_decode: bool = (
+        False  # layers by lax.scan in decoding; unrolled is 2.5x faster on CPU
+    )
 
     def __post_init__(self) -> None:
         """Raises UserError where sizes do not fit each other."""
-        _require(self.heads % self.kv_heads == 0, "policy.heads", self.heads, f"a multiple of policy.kv_heads={self.kv_heads}")
-        _require(self.head_size % 2 == 0, "policy.head_size", self.head_size, "an even number (RoPE pairs)")
+        _require(
+            self.heads % self.kv_heads == 0,
+            "policy.heads",
+            self.heads,
+            f"a multiple of policy.kv_heads={self.kv_heads}",
+        )
+        _require(
+            self.head_size % 2 == 0,
+            "policy.head_size",
+            self.head_size,
+            "an even number (RoPE pairs)",
+        )
         _choice("policy.dtype", self.dtype, "float32", "bfloat16")
 
 
@@ -61,7 +77,11 @@ class CodecConfig:
 
     weights: str = "embedded"  # a safetensors file; embedded: the shipped tiny codec
     resolution: int = 32  # tiny: our choice; published: 64
-    channels: tuple[int, ...] = (8, 16, 96)  # fine to coarse: most per second of CPU; published: 32, 128, 512
+    channels: tuple[int, ...] = (
+        8,
+        16,
+        96,
+    )  # fine to coarse: most per second of CPU; published: 32, 128, 512
     blocks: tuple[int, ...] = (0, 1, 1)  # residual blocks per width; published: 2, 2, 2
     middle_blocks: int = 1  # residual blocks at the coarsest grid; published: 2
     latent_channels: int = 8  # published; 4 cells along z make one 32-number code
@@ -70,8 +90,18 @@ class CodecConfig:
     def __post_init__(self) -> None:
         """Raises UserError where sizes do not fit each other."""
         factor = 2 ** (len(self.channels) - 1)
-        _require(self.resolution % (4 * factor) == 0, "codec.resolution", self.resolution, f"a multiple of {4 * factor} (codes cover 4 latent cells along z)")
-        _require(len(self.blocks) == len(self.channels), "codec.blocks", self.blocks, f"{len(self.channels)} numbers, one per entry of codec.channels")
+        _require(
+            self.resolution % (4 * factor) == 0,
+            "codec.resolution",
+            self.resolution,
+            f"a multiple of {4 * factor} (codes cover 4 latent cells along z)",
+        )
+        _require(
+            len(self.blocks) == len(self.channels),
+            "codec.blocks",
+            self.blocks,
+            f"{len(self.channels)} numbers, one per entry of codec.channels",
+        )
 
     @property
     def latent_resolution(self) -> int:
@@ -94,49 +124,111 @@ class RolloutConfig:
     """How the policy is sampled."""
 
     plans: bool = True  # the paper's method; off: table 3's "without plan"
-    plan_tokens: int = 48  # most tokens of a plan, each; paper: open (30-130 words in print)
-    prompt_tokens: tuple[int, ...] = (72, 128)  # compiled lengths; tiny: 72 holds every catalog caption; longer is refused
+    plan_tokens: int = (
+        48  # most tokens of a plan, each; paper: open (30-130 words in print)
+    )
+    prompt_tokens: tuple[int, ...] = (
+        72,
+        128,
+    )  # compiled lengths; tiny: 72 holds every catalog caption; longer is refused
     temperature: float = 1.0  # paper: open; 1 samples the policy that is trained
     top_k: int = 0  # 0 keeps all; paper: open
     top_p: float = 1.0  # 1 keeps all; paper: open
-    full_vocabulary: bool = False  # shape tokens from codes only, our choice: no malformed mesh
+    full_vocabulary: bool = (
+        False  # shape tokens from codes only, our choice: no malformed mesh
+    )
     ahead: int = 0  # rollouts started before their scores are in; only 0 so far
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.temperature > 0, "rollout.temperature", self.temperature, "a number above 0")
+        _require(
+            self.temperature > 0,
+            "rollout.temperature",
+            self.temperature,
+            "a number above 0",
+        )
         _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a number in (0, 1]")
         _require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 (off) or more")
-        _require(self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more")
-        _require(tuple(sorted(self.prompt_tokens)) == self.prompt_tokens and bool(self.prompt_tokens), "rollout.prompt_tokens", self.prompt_tokens, "ascending lengths")
-        _require(not self.full_vocabulary, "rollout.full_vocabulary", True, "False (the full vocabulary is not built yet)")
-        _require(self.plans, "rollout.plans", False, "True (rollouts without plans are not built yet)")
-        _require(self.ahead == 0, "rollout.ahead", self.ahead, "0 (rollouts ahead are not built yet)")
+        _require(
+            self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more"
+        )
+        _require(
+            tuple(sorted(self.prompt_tokens)) == self.prompt_tokens
+            and bool(self.prompt_tokens),
+            "rollout.prompt_tokens",
+            self.prompt_tokens,
+            "ascending lengths",
+        )
+        _require(
+            not self.full_vocabulary,
+            "rollout.full_vocabulary",
+            True,
+            "False (the full vocabulary is not built yet)",
+        )
+        _require(
+            self.plans,
+            "rollout.plans",
+            False,
+            "True (rollouts without plans are not built yet)",
+        )
+        _require(
+            self.ahead == 0,
+            "rollout.ahead",
+            self.ahead,
+            "0 (rollouts ahead are not built yet)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """Equations 9-14."""
 
-    lam: float = 1.0  # lambda of equation 9: refined reward added to the coarse; paper: 1.0
+    lam: float = (
+        1.0  # lambda of equation 9: refined reward added to the coarse; paper: 1.0
+    )
     clip_low: float = 0.2  # paper: open; DAPO's 0.2
     clip_high: float = 0.28  # decoupled clip, best row of table 2; DAPO's 0.28
     kl_coef: float = 0.01  # beta of equation 13; paper: 0.01
     aggregation: str = "token"  # equation 11: tokens of one group averaged, then groups
-    importance: str = "token"  # ratio per token (12); sequence: GSPO, one row of table 2
+    importance: str = (
+        "token"  # ratio per token (12); sequence: GSPO, one row of table 2
+    )
     updates_per_rollout: int = 1  # paper: 1; only 1 so far
     dynamic_sampling: str = "off"  # DAPO's resampling, table 2; only off so far
     max_resample: int = 0  # rounds of dynamic sampling; only 0 so far
-    micro_batch: int = 16  # rows in one gradient pass: memory only, the result is the same
+    micro_batch: int = (
+        16  # rows in one gradient pass: memory only, the result is the same
+    )
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _choice("objective.aggregation", self.aggregation, "token", "token_batch", "sequence")
+        _choice(
+            "objective.aggregation",
+            self.aggregation,
+            "token",
+            "token_batch",
+            "sequence",
+        )
         _choice("objective.importance", self.importance, "token", "sequence")
-        _require(self.updates_per_rollout == 1, "objective.updates_per_rollout", self.updates_per_rollout, "1 (more is not built yet)")
+        _require(
+            self.updates_per_rollout == 1,
+            "objective.updates_per_rollout",
+            self.updates_per_rollout,
+            "1 (more is not built yet)",
+        )
         _choice("objective.dynamic_sampling", self.dynamic_sampling, "off")
-        _require(self.max_resample == 0, "objective.max_resample", self.max_resample, "0 (dynamic sampling is not built yet)")
-        _require(0 <= self.clip_low < 1 and self.clip_high >= 0, "objective.clip_low/clip_high", (self.clip_low, self.clip_high), "0 <= clip_low < 1 and clip_high >= 0")
+        _require(
+            self.max_resample == 0,
+            "objective.max_resample",
+            self.max_resample,
+            "0 (dynamic sampling is not built yet)",
+        )
+        _require(
+            0 <= self.clip_low < 1 and self.clip_high >= 0,
+            "objective.clip_low/clip_high",
+            (self.clip_low, self.clip_high),
+            "0 <= clip_low < 1 and clip_high >= 0",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +283,12 @@ class RewardsConfig:
     weights: WeightsConfig = WeightsConfig()  # weight per step and role
     ensemble: str = "both"  # Hi-GRPO scores both steps; one-step variants come later
     backend: str = "local"  # scorers live in this host's sidecar
-    on_failure: str = "drop"  # a rollout whose score is missing is left out; stop: end the run
-    deadline_s: float = 120.0  # per step's scores; then missing. Our choice: 10x the usual
+    on_failure: str = (
+        "drop"  # a rollout whose score is missing is left out; stop: end the run
+    )
+    deadline_s: float = (
+        120.0  # per step's scores; then missing. Our choice: 10x the usual
+    )
     threads: int = 1  # torch threads of the sidecar; 1 on 2 cores beside two workers
     points: int = 2048  # surface points per object for category and parts; our choice
 
@@ -201,7 +297,12 @@ class RewardsConfig:
         _choice("rewards.ensemble", self.ensemble, "both")
         _choice("rewards.backend", self.backend, "local")
         _choice("rewards.on_failure", self.on_failure, "drop", "stop")
-        _require(self.deadline_s > 0, "rewards.deadline_s", self.deadline_s, "seconds above 0")
+        _require(
+            self.deadline_s > 0,
+            "rewards.deadline_s",
+            self.deadline_s,
+            "seconds above 0",
+        )
 
     def roles(self, step: str) -> tuple[str, ...]:
         """Roles of the "coarse" or "refined" step that have a weight: those are scored."""
@@ -231,7 +332,9 @@ class RenderConfig:
 class OptimConfig:
     """AdamW."""
 
-    lr: float = 1e-4  # tiny: our choice for 60 steps of a small model; paper: 1e-6 at 7B
+    lr: float = (
+        1e-4  # tiny: our choice for 60 steps of a small model; paper: 1e-6 at 7B
+    )
     warmup_steps: int = 5  # linear from 0; paper: open
     b1: float = 0.9  # paper: open; the usual
     b2: float = 0.95  # paper: open; the usual for RL of language models
@@ -242,7 +345,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
         _require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
-        _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more")
+        _require(
+            self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +359,12 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a mesh without devices."""
-        _require(self.fsdp >= 1 and self.tp >= 1, "mesh.fsdp/tp", (self.fsdp, self.tp), "1 or more each")
+        _require(
+            self.fsdp >= 1 and self.tp >= 1,
+            "mesh.fsdp/tp",
+            (self.fsdp, self.tp),
+            "1 or more each",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,21 +372,27 @@ class DataConfig:
     """How prompts reach training."""
 
     shuffle: bool = True  # a new order each epoch, from the run's seed
-    column: str = ""  # column of a .csv/.jsonl with the text; empty: prompt, else captions
+    column: str = (
+        ""  # column of a .csv/.jsonl with the text; empty: prompt, else captions
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out evaluation during training."""
 
-    prompts: int = 4  # fixed held-out prompts drawn into samples/; our choice: one screen
+    prompts: int = (
+        4  # fixed held-out prompts drawn into samples/; our choice: one screen
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
     """What a run leaves behind."""
 
-    keep_checkpoints: int = 3  # the last k stay; a truncated one falls back to the one before
+    keep_checkpoints: int = (
+        3  # the last k stay; a truncated one falls back to the one before
+    )
     samples_every: int = 10  # steps between samples/step_N; our choice
     tensorboard: bool = True  # event files beside metrics.jsonl
 
@@ -288,7 +404,9 @@ class Config:
     preset: str = "tiny"  # which preset of the config file this came from
     steps: int = 60  # optimiser steps; paper: 1,200
     seed: int = 0  # of sampling and shuffling; every random number follows from it
-    prompts: str = "catalog"  # catalog: the embedded prompts; else a .txt, .csv or .jsonl file
+    prompts: str = (
+        "catalog"  # catalog: the embedded prompts; else a .txt, .csv or .jsonl file
+    )
     prompts_per_step: int = 4  # paper: 16
     group_size: int = 8  # G; paper: 8
     paradigm: str = "higrpo"  # the paper's method; one-step grpo comes later
@@ -309,13 +427,45 @@ class Config:
     def __post_init__(self) -> None:
         """Raises UserError where sections do not fit each other."""
         _require(self.steps >= 1, "steps", self.steps, "1 or more")
-        _require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "1 or more")
-        _require(self.group_size >= 2, "group_size", self.group_size, "2 or more: an advantage compares a group's rollouts")
-        _require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "1 or more")
+        _require(
+            self.prompts_per_step >= 1,
+            "prompts_per_step",
+            self.prompts_per_step,
+            "1 or more",
+        )
+        _require(
+            self.group_size >= 2,
+            "group_size",
+            self.group_size,
+            "2 or more: an advantage compares a group's rollouts",
+        )
+        _require(
+            self.checkpoint_every >= 1,
+            "checkpoint_every",
+            self.checkpoint_every,
+            "1 or more",
+        )
         _choice("paradigm", self.paradigm, "higrpo")
-        _require(self.eval_every == 0, "eval_every", self.eval_every, "0 (held-out judging is not built yet)")
+        _require(
+            self.eval_every == 0,
+            "eval_every",
+            self.eval_every,
+            "0 (held-out judging is not built yet)",
+        )
         rows = self.prompts_per_step * self.group_size
-        _require(rows % self.objective.micro_batch == 0 and self.objective.micro_batch % self.group_size == 0, "objective.micro_batch", self.objective.micro_batch, f"a multiple of group_size={self.group_size} that divides {rows} rows")
+        _require(
+            rows % self.objective.micro_batch == 0
+            and self.objective.micro_batch % self.group_size == 0,
+            "objective.micro_batch",
+            self.objective.micro_batch,
+            f"a multiple of group_size={self.group_size} that divides {rows} rows",
+        )
+        _require(
+            self.objective.micro_batch % self.mesh.fsdp == 0,
+            "objective.micro_batch",
+            self.objective.micro_batch,
+            f"a multiple of mesh.fsdp={self.mesh.fsdp}: each device takes its share of every micro-batch",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +490,12 @@ class CodecTrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.steps > self.warmup, "steps", self.steps, f"more than warmup={self.warmup}")
+        _require(
+            self.steps > self.warmup,
+            "steps",
+            self.steps,
+            f"more than warmup={self.warmup}",
+        )
         _require(self.batch >= 1, "batch", self.batch, "1 or more")
 
 
@@ -348,25 +503,42 @@ class CodecTrainingConfig:
 class SftConfig:
     """One supervised training of the policy, `sft.py`."""
 
-    policy: PolicyConfig = PolicyConfig(remat=False)  # sizes; weights are not read; 16 rows fit without remat
+    policy: PolicyConfig = PolicyConfig(
+        remat=False
+    )  # sizes; weights are not read; 16 rows fit without remat
     codec: CodecConfig = CodecConfig()  # which codec makes the shape tokens
     mesh: MeshConfig = MeshConfig()  # devices
     catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
-    steps: int = 6000  # our choice: some ten epochs of the catalog, two hours on 2 cores
+    steps: int = (
+        6000  # our choice: some ten epochs of the catalog, two hours on 2 cores
+    )
     batch: int = 16  # examples per step, three sequences each; our choice
     seed: int = 0  # of weights and order
     lr: float = 2e-3  # peak; our choice for a model of 2.4 M parameters
     warmup_steps: int = 200  # steps from 0 to lr; our choice
     weight_decay: float = 0.1  # our choice: the catalog is small
     plan_tokens: int = 48  # width of a plan's slot; as rollout.plan_tokens
-    prompt_tokens: tuple[int, ...] = (72, 128)  # compiled lengths; as rollout.prompt_tokens
+    prompt_tokens: tuple[int, ...] = (
+        72,
+        128,
+    )  # compiled lengths; as rollout.prompt_tokens
     eval_every: int = 200  # steps between held-out perplexities; our choice
     checkpoint_every: int = 100  # steps; our choice: two minutes of work at risk
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.steps > self.warmup_steps, "steps", self.steps, f"more than warmup_steps={self.warmup_steps}")
-        _require(self.batch >= 1 and self.batch % self.mesh.fsdp == 0, "batch", self.batch, f"a multiple of mesh.fsdp={self.mesh.fsdp}")
+        _require(
+            self.steps > self.warmup_steps,
+            "steps",
+            self.steps,
+            f"more than warmup_steps={self.warmup_steps}",
+        )
+        _require(
+            self.batch >= 1 and self.batch % self.mesh.fsdp == 0,
+            "batch",
+            self.batch,
+            f"a multiple of mesh.fsdp={self.mesh.fsdp}",
+        )
         _require(self.lr > 0, "lr", self.lr, "a number above 0")
 
 
@@ -385,21 +557,31 @@ def _check_type(field: str, value: Any, kind: Any) -> Any:
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     name = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise UserError(f"config field {field} is {value!r} ({type(value).__name__}); expected {name}")
+    raise UserError(
+        f"config field {field} is {value!r} ({type(value).__name__}); expected {name}"
+    )
 
 
 def _build(section: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(section)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"unknown config field {path}{unknown[0]}; expected one of {', '.join(hints)}")
+        raise UserError(
+            f"unknown config field {path}{unknown[0]}; expected one of {', '.join(hints)}"
+        )
     arguments = {}
     for name, value in values.items():
         kind = hints[name]
         nested = _is_section(kind)
         if nested and not hasattr(value, "items"):
-            raise UserError(f"config field {path}{name} is {value!r}; expected a section with fields {', '.join(typing.get_type_hints(kind))}")
-        arguments[name] = _build(kind, dict(value.items()), f"{path}{name}.") if nested else _check_type(path + name, value, kind)
+            raise UserError(
+                f"config field {path}{name} is {value!r}; expected a section with fields {', '.join(typing.get_type_hints(kind))}"
+            )
+        arguments[name] = (
+            _build(kind, dict(value.items()), f"{path}{name}.")
+            if nested
+            else _check_type(path + name, value, kind)
+        )
     return section(**arguments)
 
 
@@ -419,7 +601,9 @@ def to_config_dict(config: Any) -> Any:
 
     def convert(value: Any) -> Any:
         if isinstance(value, dict):
-            return ml_collections.ConfigDict({k: convert(v) for k, v in value.items()}, convert_dict=False)
+            return ml_collections.ConfigDict(
+                {k: convert(v) for k, v in value.items()}, convert_dict=False
+            )
         return value
 
     return convert(to_dict(config)).lock()

@@ -8,6 +8,7 @@ uses a layout runs under `jax.set_mesh`.
 Letters are those of `shapes.py`.
 """
 
+import functools
 import hashlib
 import math
 from typing import Any
@@ -106,3 +107,46 @@ def einsum(
     return jnp.einsum(
         equation, *operands, out_sharding=out, preferred_element_type=accumulate
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def project(
+    x: jax.Array, weight: jax.Array, out: P, accumulate: Any = None
+) -> jax.Array:
+    """Returns x [B, T, D] times weight [D, ...], laid out as `out`.
+
+    What `einsum` would give, with a backward pass of its own: JAX's forms the weight's
+    gradient as (dy^T x)^T, and on CPU the transposed copy of dy, the larger factor,
+    costs more than the product (measured: 2.7x for the head, 1.15x for the MLP).
+    """
+    return jax.lax.dot_general(
+        x,
+        weight,
+        (((2,), (0,)), ((), ())),
+        preferred_element_type=accumulate,
+        out_sharding=out,
+    )
+
+
+def _project_forward(
+    x: jax.Array, weight: jax.Array, out: P, accumulate: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return project(x, weight, out, accumulate), (x, weight)
+
+
+def _project_backward(
+    out: P, accumulate: Any, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = saved
+    dy = dy.astype(x.dtype)
+    rest = tuple(range(2, dy.ndim)), tuple(range(1, weight.ndim))
+    specs = (jax.typeof(value).sharding.spec for value in saved)
+    return tuple(
+        jax.lax.dot_general(a, b, (axes, ((), ())), out_sharding=spec)
+        for (a, b, axes), spec in zip(
+            ((dy, weight, rest), (x, dy, ((0, 1), (0, 1)))), specs, strict=True
+        )
+    )
+
+
+project.defvjp(_project_forward, _project_backward)

@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -62,6 +63,14 @@ class Transport(Scoring):
     worker_module = sidecar_module = "benchmarks.transport"
 
 
+def cpu_s(scoring: Scoring) -> float:
+    """Processor seconds so far, of this process and of `scoring`'s."""
+    stats = [Path(f"/proc/{p['pid']}/stat") for p in scoring.processes.values()]
+    ticks = [stat.read_text().rpartition(")")[2].split()[11:13] for stat in stats]
+    children = sum(int(tick) for pair in ticks for tick in pair)
+    return time.process_time() + children / os.sysconf("SC_CLK_TCK")
+
+
 def memcpy_s(logits: np.ndarray, views: np.ndarray, points: np.ndarray) -> float:
     """Seconds to copy a batch in and out of one slot's worth of memory."""
     slot = [np.empty_like(array) for array in (logits[0], views, points)]
@@ -88,15 +97,17 @@ def main() -> None:
         tempfile.TemporaryDirectory() as logs,
         Transport(render, rewards, RESOLUTION, SLOTS, logs) as scoring,
     ):
+        idle_cpu = 0.0
         for _ in range(ROUNDS):
             for seconds, value, prompt in (
                 (copying, COPY, "copy"),
                 (idling, IDLE, "idle"),
             ):
                 logits[:] = value
-                started = time.perf_counter()
+                cpu, started = cpu_s(scoring), time.perf_counter()
                 scoring.collect(scoring.submit(logits, [prompt] * BATCH, "coarse"))
                 seconds.append(time.perf_counter() - started)
+                idle_cpu += cpu_s(scoring) - cpu if value == IDLE else 0.0
             memcpy.append(memcpy_s(logits, views, points))
     result = {
         "benchmark": "transport",
@@ -104,6 +115,7 @@ def main() -> None:
         "added_ms": round(statistics.median(idling) * 1e3, 2),
         "best_gb_per_s": round(batch_bytes / min(copying) / 1e9, 2),
         "best_added_ms": round(min(idling) * 1e3, 2),
+        "added_cpu_ms": round(idle_cpu / ROUNDS * 1e3, 2),
         "memcpy_gb_per_s": round(batch_bytes / statistics.median(memcpy) / 1e9, 2),
         "batch_mb": round(batch_bytes / 1e6, 1),
         "objects": BATCH,

@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,22 +108,40 @@ def test_scripts_are_valid_and_executable(script):
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
 
 
-def without_python(tmp_path, script):
-    """A copy of the clone's scripts on a machine whose Python is too old."""
-    clone = tmp_path / "clone"
-    (clone / "launch").mkdir(parents=True)
-    for name in ("local.sh", "test.sh", "setup_env.sh"):
-        (clone / "launch" / name).write_bytes((ROOT / "launch" / name).read_bytes())
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for tool in ("bash", "dirname", "cat", "id", "env"):
-        (tools / tool).symlink_to(f"/usr/bin/{tool}")
-    for name in ("python3", "python3.11", "python3.12", "python3.13"):
-        (tools / name).write_text("#!/bin/sh\nexit 1\n")
-        (tools / name).chmod(0o755)
+PYTHON_STUB = """#!/bin/sh
+# Stands in for the environment's interpreter: writes down what it is asked to do.
+case "$*" in
+  *--version*) echo "Python 3.11.0" ;;
+  *pip\\ install*) echo "$*" >> "$LOG"; exit "${PIP_STATUS:-0}" ;;
+  "-m ar3d_jax.train"*) for x in "$@"; do echo "$x" >> "$LOG"; done ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The scripts in a folder of their own, with a few tools and no Debian around."""
+    (tmp_path / "launch").mkdir()
+    for file in ("launch/local.sh", "launch/test.sh", "launch/setup_env.sh"):
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    for file in ("requirements.txt", "requirements-cuda12.txt"):
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "sh", "dirname", "basename", "cat", "cksum", "grep", "id"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    return tmp_path
+
+
+def write_program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def launch(clone, script, *arguments, **environment):
     return subprocess.run(
-        ["/usr/bin/bash", clone / "launch" / script],
-        env={"PATH": str(tools)},
+        [clone / "bin/bash", clone / "launch" / script, *arguments],
+        env={"PATH": str(clone / "bin"), "LOG": str(clone / "log"), **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -131,8 +150,73 @@ def without_python(tmp_path, script):
 
 
 @pytest.mark.parametrize("script", ["local.sh", "test.sh"])
-def test_no_python_is_one_line_and_exit_2(tmp_path, script):
-    result = without_python(tmp_path, script)
+def test_no_python_is_one_line_and_exit_2(clone, script):
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        write_program(clone / "bin" / name, "#!/bin/sh\nexit 1\n")
+    result = launch(clone, script)
     assert result.returncode == 2
     assert result.stderr.startswith("error: no Python 3.11 or newer")
     assert result.stderr.count("\n") == 1
+
+
+def test_no_venv_module_is_one_line_and_exit_2(clone):
+    stub = """#!/bin/sh
+case "$2" in *ensurepip*) exit 1 ;; *print*) echo python3.11-venv ;; esac
+"""
+    write_program(clone / "bin/python3", stub)
+    result = launch(clone, "local.sh")
+    assert result.returncode == 2
+    assert "sudo apt-get install python3.11-venv" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def installs(clone):
+    lines = (clone / "log").read_text().splitlines() if (clone / "log").exists() else []
+    return [Path(x.rpartition(" ")[2]).name for x in lines if "pip install" in x]
+
+
+def test_installs_once_and_again_when_requirements_change(clone):
+    write_program(clone / ".venv/bin/python", PYTHON_STUB)
+    for _ in range(2):
+        assert launch(clone, "local.sh").returncode == 0
+    assert installs(clone) == ["requirements.txt"]
+    with (clone / "requirements.txt").open("a") as file:
+        file.write("rich==15.0.0\n")
+    assert launch(clone, "local.sh").returncode == 0
+    assert installs(clone) == ["requirements.txt"] * 2
+
+
+def test_a_failed_install_is_tried_again(clone):
+    write_program(clone / ".venv/bin/python", PYTHON_STUB)
+    result = launch(clone, "local.sh", PIP_STATUS="1")
+    assert result.returncode == 2
+    assert "error: pip could not install" in result.stderr
+    assert launch(clone, "local.sh").returncode == 0
+    assert installs(clone) == ["requirements.txt"] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "file"),
+    [
+        ("echo 'GPU 0: NVIDIA H100'", "requirements-cuda12.txt"),
+        ("echo 'No devices were found'", "requirements.txt"),
+        ("exit 9", "requirements.txt"),  # a driver without its device
+    ],
+)
+def test_cuda_build_where_there_is_a_gpu(clone, answer, file):
+    write_program(clone / ".venv/bin/python", PYTHON_STUB)
+    write_program(clone / "bin/nvidia-smi", f"#!/bin/sh\n{answer}\n")
+    assert launch(clone, "local.sh").returncode == 0
+    assert installs(clone) == [file]
+
+
+def test_flags_reach_the_training_unchanged(clone):
+    write_program(clone / ".venv/bin/python", PYTHON_STUB)
+    launch(clone, "local.sh", "--workdir=a b", "--config.steps=3")
+    assert (clone / "log").read_text().splitlines()[-5:] == [
+        "-m",
+        "ar3d_jax.train",
+        "--config=configs/higrpo.py",
+        "--workdir=a b",
+        "--config.steps=3",
+    ]

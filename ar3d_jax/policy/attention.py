@@ -130,12 +130,11 @@ def _blocked_backward(residuals, d_out):
         d_q.append(
             product("bkqts,bkhs->bkqth", d_scores, k[..., :stop], out=HEADS_BKQTH)
         )
-        d_k = d_k.at[..., :stop].add(
-            product("bkqts,bkqth->bkhs", d_scores, q[block], out=KEYS_BKHS)
-        )
-        d_v = d_v.at[:, :, :stop].add(
-            product("bkqts,bkqth->bksh", weights, d_out[block], out=VALUES_BKSH)
-        )
+        rest = (0, k.shape[-1] - stop)
+        d_k_block = product("bkqts,bkqth->bkhs", d_scores, q[block], out=KEYS_BKHS)
+        d_k += jnp.pad(d_k_block, [(0, 0)] * 3 + [rest])
+        d_v_block = product("bkqts,bkqth->bksh", weights, d_out[block], out=VALUES_BKSH)
+        d_v += jnp.pad(d_v_block, [(0, 0)] * 2 + [rest, (0, 0)])
     d_q = jnp.concatenate(d_q, axis=3).astype(q.dtype)
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
 

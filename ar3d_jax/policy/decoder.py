@@ -24,7 +24,7 @@ from ar3d_jax.config import PolicyConfig
 from ar3d_jax.policy import attention
 from ar3d_jax.policy.cache import Cache, LayerCache
 from ar3d_jax.policy.rope import Rotation, rotate, rotation
-from ar3d_jax.sharding import einsum, ones, param, zeros
+from ar3d_jax.sharding import ones, param, project, zeros
 
 
 def rms_norm(
@@ -59,7 +59,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, K, Q, H] and keys, both rotated, and values [B, T, K, H]."""
         x = rms_norm(x, self.attention_norm[...], self.cfg.rms_eps)
-        qkv = einsum("btd,dkph->btkph", x, self.qkv[...], out=sharding.ACT_BTKPH)
+        qkv = project(x, self.qkv[...], sharding.ACT_BTKPH)
         qkv = qkv + self.qkv_bias[...][None, None]
         qk = rotate(qkv[..., :-1, :], turn)
         return qk[..., :-1, :], qk[..., -1, :], qkv[..., -1, :]
@@ -71,11 +71,11 @@ class Block(nnx.Module):
         # One contracted axis: over three, XLA would transpose the weights every time.
         joined = (*attended.shape[:2], self.out.shape[0])
         attended = attended.reshape(joined, out_sharding=sharding.ACT_BTI)
-        x = x + einsum("bti,id->btd", attended, self.out[...], out=sharding.ACT_BTD)
+        x = x + project(attended, self.out[...], sharding.ACT_BTD)
         y = rms_norm(x, self.mlp_norm[...], self.cfg.rms_eps)
-        y = einsum("btd,def->btef", y, self.gate_up[...], out=sharding.ACT_BTEF)
+        y = project(y, self.gate_up[...], sharding.ACT_BTEF)
         y = jax.nn.silu(y[:, :, 0]) * y[:, :, 1]
-        return x + einsum("btf,fd->btd", y, self.down[...], out=sharding.ACT_BTD)
+        return x + project(y, self.down[...], sharding.ACT_BTD)
 
 
 Layers = Block | tuple[Block, ...]  # stacked, or one by one
@@ -120,13 +120,8 @@ class Decoder(nnx.Module):
             valid: False for padding, which is not attended to; by default none is.
         """
         hidden = self.hidden(tokens, positions, valid)
-        return einsum(
-            "btd,dv->btv",
-            hidden,
-            self.head_weights(),
-            out=sharding.LOGITS_BTV,
-            accumulate=jnp.float32,
-        )
+        head = self.head_weights()
+        return project(hidden, head, sharding.LOGITS_BTV, jnp.float32)
 
     def hidden(
         self,

@@ -12,6 +12,7 @@ the backward pass computes a chunk's logits again.
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from ar3d_jax.errors import UserError
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.vocab import Subset, Vocab
-from ar3d_jax.sharding import LOGITS_BTV, TOKENS_BT, einsum
+from ar3d_jax.sharding import LOGITS_BTV, TOKENS_BT, project
 
 Span = tuple[int, int]  # first index and the one after the last
 CHUNK_BYTES = 2**26  # of float32 logits at a time; our choice: small beside activations
@@ -202,18 +203,10 @@ def token_logp(
     temperature: float,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of `tokens` given `hidden`, and entropy, over `subset`'s ids."""
-
-    @jax.checkpoint
-    def chunk_logp(hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = einsum(
-            "btd,dv->btv", hidden, columns, out=LOGITS_BTV, accumulate=jnp.float32
-        )
-        return logits_logp(subset.masked(logits / temperature), tokens - subset.start)
-
     rows, length = tokens.shape
     chunks = -(-rows * length * subset.size * 4 // CHUNK_BYTES)
     if chunks == 1:
-        return chunk_logp(hidden, tokens)
+        return _chunk_logp(hidden, columns, tokens, subset, temperature)
     size = -(-length // chunks)
 
     def split(x: jax.Array) -> jax.Array:
@@ -226,22 +219,60 @@ def token_logp(
 
     # Chunks along T: B is split over "fsdp". The head's gradient adds up in the scan.
     _, values = jax.lax.scan(
-        lambda carry, chunk: (carry, chunk_logp(*chunk)),
+        lambda _, chunk: (
+            None,
+            _chunk_logp(chunk[0], columns, chunk[1], subset, temperature),
+        ),
         None,
         (split(hidden), split(tokens)),
     )
     return jax.tree.map(join, values)
 
 
-def logits_logp(
-    logits: Float[Array, "B T V2"], targets: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Log-probability of `targets` under softmax(logits), and its entropy."""
-    logits = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp(logits)
+def _logits(
+    hidden: jax.Array, columns: jax.Array, subset: Subset, temperature: float
+) -> jax.Array:
+    logits = project(hidden, columns, LOGITS_BTV, jnp.float32)
+    return subset.masked(logits / temperature)
+
+
+def _is_target(logits: jax.Array, tokens: jax.Array, subset: Subset) -> jax.Array:
+    """Where each row's own token is; no gather, as V may be split over "tp"."""
+    ids = subset.start + jnp.arange(logits.shape[-1])
+    return ids[None, None] == tokens[:, :, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _chunk_logp(
+    hidden: jax.Array,
+    columns: jax.Array,
+    tokens: jax.Array,
+    subset: Subset,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability and entropy; logits live only while this is computed."""
+    return _chunk_forward(hidden, columns, tokens, subset, temperature)[0]
+
+
+def _chunk_forward(hidden, columns, tokens, subset, temperature):
+    logits = _logits(hidden, columns, subset, temperature)
+    top = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
     total = weights.sum(axis=-1)
-    # A masked sum and not a gather: the last axis may be split over "tp".
-    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[:, :, None]
-    target = jnp.where(is_target, logits, 0.0).sum(axis=-1)
-    entropy = jnp.log(total) - (weights * logits).sum(axis=-1) / total
-    return target - jnp.log(total), jax.lax.stop_gradient(entropy)
+    log_sum = jnp.log(total) + top[..., 0]
+    target = jnp.where(_is_target(logits, tokens, subset), logits, 0.0).sum(axis=-1)
+    entropy = log_sum - (weights * logits).sum(axis=-1) / total
+    return (target - log_sum, entropy), (hidden, columns, tokens, log_sum)
+
+
+def _chunk_backward(subset, temperature, saved, cotangents):
+    hidden, columns, tokens, log_sum = saved
+    logits, pull_back = jax.vjp(
+        lambda h, c: _logits(h, c, subset, temperature), hidden, columns
+    )
+    is_target = _is_target(logits, tokens, subset)
+    d_logits = is_target - jnp.exp(logits - log_sum[..., None])
+    return *pull_back(d_logits * cotangents[0][..., None]), None
+
+
+_chunk_logp.defvjp(_chunk_forward, _chunk_backward)

@@ -60,7 +60,7 @@ def open_context() -> tuple[Any, Any]:
     Raises:
         UserError: no device of this machine gives one.
     """
-    os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+    os.environ["PYOPENGL_PLATFORM"] = "egl"  # read when OpenGL is first imported
     # pyrender imports its window library, which wants X11 unless it is told.
     os.environ.setdefault("PYGLET_HEADLESS", "true")
     try:

@@ -304,7 +304,7 @@ class Courier:
             not self._ready.is_set() or child.failed_starts >= FAILED_STARTS
         ):
             raise UserError(
-                f"the {child.name} {how} before it was ready ({ended}); last line of "
+                f"the {child.name} does not start: it {how} ({ended}); last line of "
                 f"{child.log}: {child.last_words() or '(empty)'}"
             )
         self.restarts += 1

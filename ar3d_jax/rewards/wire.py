@@ -87,6 +87,7 @@ HEADER_BYTES = 4096
 MESSAGE_BYTES = 1 << 20  # a longer line is no message of ours
 SEND_S = 10  # a process that reads nothing for so long is taken for dead
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 _HEADER = np.dtype(
     {
@@ -148,23 +149,25 @@ class Layout:
         return HEADER_BYTES + self.slots * self.slot.itemsize
 
 
-def available_bytes() -> int:
+def available_bytes(
+    meminfo: pathlib.Path = pathlib.Path("/proc/meminfo"),
+    group: pathlib.Path = pathlib.Path("/sys/fs/cgroup"),
+) -> int:
     """Memory that the ring may take: what the machine has left, or this container.
 
     The ring is an anonymous file: /dev/shm's own size, 64 MiB in many containers, does
     not bound it, memory does.
     """
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-            break
-    else:
-        return sys.maxsize
-    group = pathlib.Path("/sys/fs/cgroup")
+    fields = (line.split() for line in meminfo.read_text().splitlines())
+    free = next(int(field[1]) for field in fields if field[0] == "MemAvailable:") * 1024
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
-    except OSError:  # no control group, or an old one
+        fields = (
+            line.split() for line in (group / "memory.stat").read_text().splitlines()
+        )
+        used -= sum(int(n) for name, n in fields if name.endswith("active_file"))
+    except OSError:  # no control group of our own, or an old kind
         return free
     return free if limit == "max" else min(free, int(limit) - used)
 
@@ -261,7 +264,7 @@ class Channel:
 
     def put(self, message: dict[str, Any]) -> None:
         """Keeps `message` for the next `flush`."""
-        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        line = _ENCODE(message).encode() + b"\n"
         if len(line) > MESSAGE_BYTES:
             raise ValueError(f"a message of {len(line)} bytes; {MESSAGE_BYTES} at most")
         self._unsent += line

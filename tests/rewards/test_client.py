@@ -325,7 +325,11 @@ def test_a_hung_worker_is_given_up_at_the_deadline_and_replaced(tmp_path):
     ("variable", "value", "message"),
     [
         ("STAND_IN_START", "bad weights", r"sidecar does not start: weights w: a has"),
-        ("STAND_IN_START", "crash", r"sidecar died before.*RuntimeError: out of luck$"),
+        (
+            "STAND_IN_START",
+            "crash",
+            r"start: it died \(exit status 1\).*RuntimeError: out of luck$",
+        ),
         ("STAND_IN_VERSION", "0", r"wire version \d+ of the trainer is not 0"),
     ],
 )

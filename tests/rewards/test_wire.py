@@ -57,8 +57,21 @@ def test_too_little_memory_is_one_line():
         wire.Ring.create(LAYOUT, available=4096)
 
 
-def test_available_memory_is_plausible():
+def test_available_memory_is_the_machines_or_the_containers(tmp_path):
     assert 2**20 < wire.available_bytes() < 2**50
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    meminfo.write_text("MemTotal:  999 kB\nMemAvailable:  100 kB\nCached: 5 kB\n")
+    assert wire.available_bytes(meminfo, group) == 102_400
+    group.mkdir()
+    (group / "memory.current").write_text("70000\n")
+    # A cache of files goes when memory is asked for.
+    stat = (
+        "anon 40000\nfile 30000\nshmem 10000\ninactive_file 15000\nactive_file 5000\n"
+    )
+    (group / "memory.stat").write_text(stat)
+    for limit, available in (("max", 102_400), ("90000", 40_000), ("900000", 102_400)):
+        (group / "memory.max").write_text(limit + "\n")
+        assert wire.available_bytes(meminfo, group) == available
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Batches:
         self.whole: dict[int, list[int]] = collections.defaultdict(list)
         self.hurt: dict[int, list[int]] = collections.defaultdict(list)
         for row in rows:
-            of = self.hurt if drawn.kind[row] else self.whole
+            of = self.whole if drawn.kind[row] in pictures.WHOLE else self.hurt
             of[int(drawn.object[row])].append(int(row))
         self.things = np.array(sorted(set(self.whole) & set(self.hurt)))
         self.label = {k: i for i, k in enumerate(objects.classes)}

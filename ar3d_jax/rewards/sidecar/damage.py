@@ -80,6 +80,14 @@ def cleanliness(
     return float(min(1.0, largest(voxels) / whole) * min(1.0, rough / faces(voxels)))
 
 
+def measures(
+    voxels: Bool[np.ndarray, "R R R"], original: Bool[np.ndarray, "R R R"] | None
+) -> tuple[float, float]:
+    """Fidelity and cleanliness; without an original there is no fidelity."""
+    faithful = 0.0 if original is None else fidelity(voxels, original)
+    return faithful, cleanliness(voxels, original)
+
+
 def dust(voxels: Grid, others: Grid, strength: float, rng: np.random.Generator) -> Grid:
     """Single voxels all over the cube, up to 6% of it."""
     return voxels | (rng.random(voxels.shape) < 0.06 * strength**2)
@@ -198,9 +206,8 @@ def damaged(
         rng: Where the damage falls.
     """
     result = DAMAGES[kind](voxels, others, strength, rng)
-    if kind == "blob":  # there never was an original
-        return result, 0.0, cleanliness(result, None)
-    return result, fidelity(result, voxels), cleanliness(result, voxels)
+    # Of a blob there never was an original.
+    return result, *measures(result, None if kind == "blob" else voxels)
 
 
 def logits_like_a_codec(

@@ -20,6 +20,7 @@ from ar3d_jax.render.renderer import Renderer
 from ar3d_jax.render.workers import draw_object
 from ar3d_jax.rewards.sidecar import damage
 
+WHOLE = ("", "recoded")  # kinds that are no damage
 POINTS = 2048  # per object, as config.rewards.points
 SMALLER = 2  # pictures are kept at half the rendered size: the encoder's
 
@@ -43,9 +44,10 @@ class Shape:
     Attributes:
         voxels: The object, packed bits of a bool [R, R, R].
         other: Another one, for foreign columns; packed.
-        kind: A damage, or "" for none.
+        kind: A damage, or one of WHOLE for none.
         strength: Of the damage, 0 to 1.
         seed: Of damage and logits.
+        logits: What a codec made of the object, drawn in place of all that.
     """
 
     voxels: np.ndarray
@@ -53,6 +55,7 @@ class Shape:
     kind: str
     strength: float
     seed: tuple[int, ...]
+    logits: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,12 @@ class Pictures:
         columns = (getattr(self, field.name) for field in dataclasses.fields(self))
         return Pictures(*(column[rows] for column in columns))
 
+    def join(self, more: "Pictures") -> "Pictures":
+        """These and those."""
+        names = [field.name for field in dataclasses.fields(self)]
+        both = ((getattr(self, name), getattr(more, name)) for name in names)
+        return Pictures(*(np.concatenate(columns) for columns in both))
+
 
 @functools.cache
 def _renderer() -> Renderer:
@@ -98,14 +107,20 @@ def _draw(shape: Shape) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     resolution = round((8 * shape.voxels.size) ** (1 / 3))
     voxels, other = unpack(np.stack([shape.voxels, shape.other]), resolution)
     measures = (1.0, 1.0)
-    if shape.kind:
+    if shape.logits is not None:
+        logits = shape.logits.astype(np.float32)
+        measures = damage.measures(logits > 0, voxels)
+    elif shape.kind:
         voxels, *measures = damage.damaged(
             voxels, other, shape.kind, shape.strength, rng
         )
+        logits = damage.logits_like_a_codec(voxels, rng)
+    else:
+        logits = damage.logits_like_a_codec(voxels, rng)
     config = _renderer().config
     views = np.empty((config.views, config.size, config.size, 3), np.uint8)
     points = np.empty((POINTS, 3), np.float32)
-    draw_object(_renderer(), damage.logits_like_a_codec(voxels, rng), views, points)
+    draw_object(_renderer(), logits, views, points)
     small = config.size // SMALLER
     grey = views[..., 0].reshape(config.views, small, SMALLER, small, SMALLER)
     return (

@@ -155,7 +155,7 @@ def train_points(
 def part_limits(
     grids: np.ndarray, kinds: Sequence[str]
 ) -> dict[str, dict[str, list[float]]]:
-    """Class -> part -> (overlap of strangers, overlap of members); see `parts.py`.
+    """Class -> part -> (likeness of strangers, likeness of members); see `parts.py`.
 
     Parts by which strangers cannot be told from members are left out, except the one
     that tells most.
@@ -167,11 +167,11 @@ def part_limits(
         members = np.flatnonzero(kind == name)
         found = {}
         for part in table[name]["parts"] if name in table else ("body",):
-            best = np.zeros(len(soft), np.float32)
+            best = np.full(len(soft), -1.0, np.float32)
             for example in members:
-                shared = parts.overlap(soft[example], soft, part)
-                shared[example] = 0.0  # an object is no example for itself
-                best = np.maximum(best, shared)
+                alike = parts.likeness(soft[example], soft, part)
+                alike[example] = -1.0  # an object is no example for itself
+                best = np.maximum(best, alike)
             stranger, member = best[kind != name].mean(), np.median(best[members])
             found[part] = [round(float(stranger), 4), round(float(member), 4)]
         contrast = {

@@ -61,7 +61,7 @@ class Facts:
         words: Nouns of prompts -> class.
         bank: Class of each caption in the bank.
         examples: Class -> rows of the examples for part checks.
-        limits: Class -> part -> overlaps of a stranger and of a member.
+        limits: Class -> part -> likeness of a stranger and of a member.
         match: Slope and offset of the logistic that turns a margin into a match.
         report: What was measured on held-out objects when they were trained.
     """

@@ -2,8 +2,9 @@
 
 Nothing here is learned. A part is a region of the object's box ("legs": its lower
 half), and a class's training objects, coarsely gridded, are the examples of what stands
-in that region. A cloud's part is as complete as its region overlaps with the closest
-example: every class may look like any of its real members, and dust looks like none.
+in that region. A cloud's part is as complete as its region correlates with the closest
+example: every class may look like any of its real members, and dust, which is the same
+everywhere, looks like none.
 Proportions and the number of legs, where the prompt states them, are measured as well.
 
 Numpy and scipy. Who asks is `embedded.py`; examples and limits come from
@@ -78,8 +79,8 @@ def occupancy(points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "K K K"]:
 
 
 def soften(grids: Bool[np.ndarray, "*n K K K"]) -> Float[np.ndarray, "*n K K K"]:
-    """Blurred by about one cell, so that a near miss counts for something."""
-    sigma = (0.0,) * (grids.ndim - 3) + (0.8,) * 3
+    """Blurred by half a cell, so that a near miss counts for something."""
+    sigma = (0.0,) * (grids.ndim - 3) + (0.5,) * 3
     return ndimage.gaussian_filter(grids.astype(np.float32), sigma, mode="constant")
 
 
@@ -90,17 +91,23 @@ def region(part: str) -> tuple[slice, slice, slice]:
     return slice(None), slice(cells[0], None), slice(cells[1], cells[2])
 
 
-def overlap(
+def likeness(
     soft: Float[np.ndarray, "K K K"],
     examples: Float[np.ndarray, "n K K K"],
     part: str,
 ) -> Float[np.ndarray, " n"]:
-    """Softened cells in common over cells in either, within the part's region."""
+    """Correlation of softened cells with each example's, within the part's region.
+
+    -1 to 1. Cells in common over cells in either would be simpler, but evenly filled
+    space scores well there: held-out objects got 1.56 of 2 points, dust 1.50; by
+    correlation it is 1.59 and 0.00.
+    """
     cells = region(part)
     mine, theirs = soft[cells], examples[(slice(None), *cells)]
-    common = np.minimum(mine, theirs).sum(axis=(1, 2, 3))
-    either = np.maximum(mine, theirs).sum(axis=(1, 2, 3))
-    return common / np.maximum(either, 1e-6)
+    mine = mine - mine.mean()
+    theirs = theirs - theirs.mean(axis=(1, 2, 3), keepdims=True)
+    spread = (mine**2).sum() * (theirs**2).sum(axis=(1, 2, 3))
+    return (mine * theirs).sum(axis=(1, 2, 3)) / np.sqrt(spread + 1e-6)
 
 
 def legs_found(points: Float[np.ndarray, "n 3"]) -> int:
@@ -154,7 +161,7 @@ class Examples:
     Attributes:
         grids: Softened occupancy of each training object, [n, K, K, K].
         rows: Class -> rows of `grids` that are its examples.
-        limits: Class -> part -> (overlap of a stranger, overlap of a member).
+        limits: Class -> part -> (likeness of a stranger, likeness of a member).
     """
 
     grids: np.ndarray
@@ -164,14 +171,14 @@ class Examples:
     def check(self, kind: str, points: Float[np.ndarray, "n 3"]) -> dict[str, float]:
         """Part -> completeness, 0 to 1, for the parts of class `kind`.
 
-        0 is the overlap that objects of other classes reach on average, 1 the median
+        0 is the likeness that objects of other classes reach on average, 1 the median
         of the class's own members with each other.
         """
         soft = soften(occupancy(points))
         examples = self.grids[list(self.rows[kind])]
         complete = {}
         for part, (stranger, member) in self.limits[kind].items():
-            best = float(overlap(soft, examples, part).max())
+            best = float(likeness(soft, examples, part).max())
             share = (best - stranger) / (member - stranger)
             complete[part] = min(1.0, max(0.0, share))
         return complete
