@@ -300,7 +300,7 @@ def _from_json(value: Any) -> Any:
         if "__bytes__" in item:
             return base64.b64decode(item["__bytes__"])
         if "__key__" in item:
-            words = np.asarray(item["__key__"], np.uint32)
+            words = jnp.asarray(item["__key__"], jnp.uint32)
             return jax.random.wrap_key_data(words, impl=item["impl"])
         return item
 

@@ -30,7 +30,7 @@ def _choice(field: str, value: str, *choices: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The Qwen2.5-type decoder. Sizes of `weights` win over nothing: they must agree."""
+    """The Qwen2.5-type decoder; its sizes and those of `weights` must agree."""
 
     weights: str = (
         "embedded"  # a Hugging Face folder; embedded: the shipped tiny policy
@@ -305,7 +305,7 @@ class RewardsConfig:
         )
 
     def roles(self, step: str) -> tuple[str, ...]:
-        """Roles of the "coarse" or "refined" step that have a weight: those are scored."""
+        """Roles of the "coarse" or "refined" step with a weight: those are scored."""
         weights = dataclasses.asdict(getattr(self.weights, step))
         return tuple(role for role, weight in weights.items() if weight != 0)
 
@@ -464,7 +464,7 @@ class Config:
             self.objective.micro_batch % self.mesh.fsdp == 0,
             "objective.micro_batch",
             self.objective.micro_batch,
-            f"a multiple of mesh.fsdp={self.mesh.fsdp}: each device takes its share of every micro-batch",
+            f"a multiple of mesh.fsdp={self.mesh.fsdp}: devices share each micro-batch",
         )
 
 
@@ -567,7 +567,8 @@ def _build(section: type, values: Any, path: str) -> Any:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(
-            f"unknown config field {path}{unknown[0]}; expected one of {', '.join(hints)}"
+            f"unknown config field {path}{unknown[0]}; expected one of "
+            + ", ".join(hints)
         )
     arguments = {}
     for name, value in values.items():
@@ -575,7 +576,8 @@ def _build(section: type, values: Any, path: str) -> Any:
         nested = _is_section(kind)
         if nested and not hasattr(value, "items"):
             raise UserError(
-                f"config field {path}{name} is {value!r}; expected a section with fields {', '.join(typing.get_type_hints(kind))}"
+                f"config field {path}{name} is {value!r}; expected a section with "
+                "fields " + ", ".join(typing.get_type_hints(kind))
             )
         arguments[name] = (
             _build(kind, dict(value.items()), f"{path}{name}.")

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence as Texts
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from ar3d_jax.models import (
     shape_codes,
 )
 from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.sharding import make_mesh
 
@@ -58,7 +60,11 @@ def generate_objects(
     rollout = roll_out(models, policy, filled, key, cfg, group_size=group_size)
     rows = np.arange(len(texts)) * group_size
     tickets, logits = {}, {}
-    for step, sequence in (("coarse", rollout.coarse), ("refined", rollout.refined)):
+    steps: tuple[tuple[Literal["coarse", "refined"], Sequence], ...] = (
+        ("coarse", rollout.coarse),
+        ("refined", rollout.refined),
+    )
+    for step, sequence in steps:
         codes = shape_codes(sequence, models.vocab)[rows]
         logits[step] = decode_rows(models.codec, codes)
         tickets[step] = scoring.submit(logits[step], texts, step, keep_views=True)
@@ -111,7 +117,7 @@ def load_trained(models: Models, config: Config, folder: Path) -> Decoder:
         UserError: there is none that fits.
     """
     state = init_state(models.policy, optim=config.optim)
-    with Checkpoints(folder / "checkpoints", keep=None, settings={}) as checkpoints:
+    with Checkpoints(folder / "checkpoints", keep=1, settings={}) as checkpoints:
         restored = checkpoints.restore_latest({"policy": state.policy})
     if restored is None:
         raise UserError(f"--checkpoint={folder} has no checkpoint yet; train first")

@@ -7,6 +7,8 @@ package's own record types: the usual writer packages import torch, and queue ev
 a thread that hangs the run when the disk is full.
 """
 
+# Protocol buffer classes come into being when their module is imported.
+# pyright: reportAttributeAccessIssue=false
 import io
 import json
 import math

@@ -112,12 +112,14 @@ def roll_out(
 
 def shape_codes(sequence: Sequence, vocab: Vocab) -> np.ndarray:
     """The sampled shape of each row as codes [rows, M], int32."""
+    assert sequence.layout.shape, "a sequence without a sampled shape"
     start, stop = sequence.layout.shape
     return np.asarray(sequence.tokens[:, start:stop]) - vocab.codes_start
 
 
 def plan_texts(sequence: Sequence, tokenizer: Tokenizer) -> list[str]:
     """The sampled plan of each row."""
+    assert sequence.layout.text, "a sequence without a sampled plan"
     start, stop = sequence.layout.text
     tokens = np.asarray(sequence.tokens[:, start:stop])
     valid = np.asarray(sequence.valid[:, start:stop])

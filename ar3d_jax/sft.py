@@ -32,7 +32,7 @@ import optax
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from ar3d_jax import command
+from ar3d_jax import command, optim
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.voxels import unpack
@@ -96,9 +96,9 @@ class Batch:
     """
 
     prompts: Prompts
-    global_plan: tuple[np.ndarray, np.ndarray]  # B T, int32 and bool
-    local_plan: tuple[np.ndarray, np.ndarray]  # B T, int32 and bool
-    shape: np.ndarray  # B M, int32
+    global_plan: tuple[Any, Any]  # B T, int32 and bool
+    local_plan: tuple[Any, Any]  # B T, int32 and bool
+    shape: Any  # B M, int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,13 +221,13 @@ def train_step(
     def loss_of(policy: Decoder) -> tuple[jax.Array, dict[str, jax.Array]]:
         sums, counts = token_losses(policy, batch, vocab)
         means = {f"loss/{kind}": sums[kind] / counts[kind] for kind in sums}
-        return sum(sums.values()) / sum(counts.values()), means
+        total = functools.reduce(jnp.add, sums.values())
+        return total / functools.reduce(jnp.add, counts.values()), means
 
     (loss, means), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.policy)
-    updates, opt_state = make_optimizer(config).update(
-        gradient, state.opt_state, state.policy
+    policy, opt_state = optim.step(
+        make_optimizer(config), gradient, state.opt_state, state.policy
     )
-    policy = optax.apply_updates(state.policy, updates)
     metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(gradient)}
     return SftState(policy, opt_state), metrics
 
@@ -316,7 +316,7 @@ def encode_shapes(
     return codes
 
 
-def _digest(*parts: bytes | np.ndarray) -> str:
+def _digest(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -390,7 +390,7 @@ def train(config: SftConfig, workdir: str) -> None:
 def init_state(config: SftConfig) -> SftState:
     """Random weights."""
     policy = Decoder(config.policy, jax.random.key(config.seed))
-    return SftState(policy, make_optimizer(config).init(policy))
+    return SftState(policy, optim.init(make_optimizer(config), policy))
 
 
 def _check_vocabulary(vocab: Vocab, config: SftConfig) -> None:

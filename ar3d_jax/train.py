@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -308,7 +308,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         """Starts with the step."""
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._start = time.perf_counter()
 
     @contextlib.contextmanager
@@ -321,7 +321,7 @@ class Stopwatch:
     def line(self, **more: float) -> dict[str, float]:
         """All parts under their metrics' names, with the step's total."""
         total = time.perf_counter() - self._start
-        seconds = self.seconds | Counter(more)
+        seconds = self.seconds | more
         return {f"time/{part}": s for part, s in seconds.items()} | {
             "time/total": total
         }

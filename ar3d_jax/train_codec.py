@@ -28,7 +28,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
-from ar3d_jax import command
+from ar3d_jax import command, optim
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.quantizer import Codebook, kmeans, nearest_codes, update_codebook
@@ -144,10 +144,9 @@ def train_step(
     (loss, (latents, commitment)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
         state.codec
     )
-    updates, opt_state = make_optimizer(config).update(
-        gradient, state.opt_state, state.codec
+    codec, opt_state = optim.step(
+        make_optimizer(config), gradient, state.opt_state, state.codec
     )
-    codec = optax.apply_updates(state.codec, updates)
     if phase is Phase.DECODER:
         codec = with_decoder(state.codec, codec.decoder)
     decay = jnp.minimum(config.average_decay, (1 + state.step) / (10 + state.step))
@@ -263,7 +262,7 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
     state = CodecState(
         codec=codec,
         average=jax.tree.map(jnp.copy, codec),
-        opt_state=make_optimizer(config).init(codec),
+        opt_state=optim.init(make_optimizer(config), codec),
         codebook=Codebook.of(codec.codebook.get_value()),
         step=jnp.zeros((), jnp.int32),
     )

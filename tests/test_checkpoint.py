@@ -147,7 +147,10 @@ def test_nothing_readable_is_a_user_error(tmp_path):
     ("template", "message"),
     [
         ({"a": jnp.zeros(3), "b": jnp.zeros((2, 4))}, r"\[2, 3\] for b; .*\[2, 4\]"),
-        ({"a": jnp.zeros(3), "b": jnp.zeros((2, 3), jnp.int32)}, "float32.* for b; .*int32"),
+        (
+            {"a": jnp.zeros(3), "b": jnp.zeros((2, 3), jnp.int32)},
+            "float32.* for b; .*int32",
+        ),
         ({"a": jnp.zeros(3), "c": jnp.zeros(1)}, "holds nothing for c"),
     ],
 )  # fmt: skip

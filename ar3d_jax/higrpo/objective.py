@@ -33,6 +33,7 @@ advantages, near
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -222,4 +223,5 @@ def higrpo_loss(
         )
         losses[f"loss/{name}"] = loss
         total = add_sums(total, sums) if total else sums
-    return sum(losses.values()), total | jax.lax.stop_gradient(losses)
+    loss = functools.reduce(jnp.add, losses.values())
+    return loss, total | jax.lax.stop_gradient(losses)

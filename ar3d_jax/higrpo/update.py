@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ar3d_jax import optim as optimisation
 from ar3d_jax.config import ObjectiveConfig, OptimConfig
 from ar3d_jax.higrpo.advantages import (
     group_advantages,
@@ -70,7 +71,7 @@ class ScoredRollouts:
     """
 
     sequences: dict[str, tuple[Sequence, ...]]
-    rewards: dict[str, jax.Array]
+    rewards: dict[str, Any]
 
 
 def optimiser(cfg: OptimConfig) -> optax.GradientTransformation:
@@ -79,7 +80,7 @@ def optimiser(cfg: OptimConfig) -> optax.GradientTransformation:
     The first step has lr / warmup_steps: at a rate of 0 it would be wasted.
     """
 
-    def rate(count: jax.Array) -> jax.Array:
+    def rate(count: Any) -> Any:
         return cfg.lr * jnp.minimum(1.0, (count + 1) / max(cfg.warmup_steps, 1))
 
     return optax.chain(
@@ -100,7 +101,7 @@ def init_state(policy: Decoder, *, optim: OptimConfig) -> TrainState:
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), policy)
     return TrainState(
         policy=jax.tree.map(jnp.copy, policy),
-        opt_state=optimiser(optim).init(wide),
+        opt_state=optimisation.init(optimiser(optim), wide),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -141,12 +142,11 @@ def update_step(
     gradient, loss, sums = _accumulate(
         state.policy, reference, (rollouts.sequences, steps), vocab, objective
     )
-    updates, opt_state = optimiser(optim).update(
-        gradient, state.opt_state, state.policy
+    policy, opt_state = optimisation.step(
+        optimiser(optim), gradient, state.opt_state, state.policy
     )
     metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-    policy = optax.apply_updates(state.policy, updates)
     return TrainState(policy, opt_state, state.step + 1), metrics
 
 
@@ -205,7 +205,7 @@ def _accumulate(
         logp, entropy = recomputed(policy, sequences)
         loss, sums = higrpo_loss(logp, logp_ref, steps, objective)
         weighted = [jnp.sum(steps[name].weights * entropy[name]) for name in steps]
-        return loss, sums | {"entropy": sum(weighted)}
+        return loss, sums | {"entropy": functools.reduce(jnp.add, weighted)}
 
     def micro_batch(total: Decoder, rows: Any) -> tuple[Decoder, Any]:
         sequences, steps = rows

@@ -9,6 +9,7 @@ group. Loading a tokenizer is in `tokenizer.py`.
 
 import dataclasses
 from collections.abc import Sequence as Texts
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +32,8 @@ NEXT_TURN = "\n<|im_start|>user\n"
 class Prompts:
     """A batch of prompts as tokens, padded on the left to one of the compiled lengths.
 
+    Arrays are NumPy's until a jitted function takes them.
+
     Attributes:
         high: chat with the instruction for the global plan.
         high_valid: False for padding.
@@ -39,11 +42,11 @@ class Prompts:
         low_turn: that instruction as a second turn, after a global plan.
     """
 
-    high: jax.Array | np.ndarray  # B T, int32
-    high_valid: jax.Array | np.ndarray  # B T, bool
-    low: jax.Array | np.ndarray  # B T, int32
-    low_valid: jax.Array | np.ndarray  # B T, bool
-    low_turn: jax.Array | np.ndarray  # T, int32
+    high: Any  # B T, int32
+    high_valid: Any  # B T, bool
+    low: Any  # B T, int32
+    low_valid: Any  # B T, bool
+    low_turn: Any  # T, int32
 
 
 def chat(tokenizer: Tokenizer, prompt: str, instruction: str) -> list[int]:

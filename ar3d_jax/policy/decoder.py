@@ -14,6 +14,8 @@ How this differs from the published code, none of it visible in the result:
    CPU, unrolls them (a scan would copy the stacked weights for every token).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -130,16 +132,15 @@ class Decoder(nnx.Module):
         valid: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """What the head is applied to; arguments as in `__call__`."""
-        if valid is None:
-            valid = jnp.ones_like(tokens, bool)
-        tokens, positions, valid = (
+        real = jnp.ones_like(tokens, bool) if valid is None else valid
+        tokens, positions, real = (
             jax.sharding.reshard(x, sharding.TOKENS_BT)
-            for x in (tokens, positions, valid)
+            for x in (tokens, positions, real)
         )
         turn = self._rotation(positions)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            attended = attention.causal_attention(*block.project(x, turn), valid)
+            attended = attention.causal_attention(*block.project(x, turn), real)
             return block.finish(x, attended), None
 
         if self.cfg.remat:
@@ -158,7 +159,7 @@ class Decoder(nnx.Module):
 
     def extend(
         self,
-        layers: Layers,
+        layers: Any,
         cache: Cache,
         slot: Int[Array, ""] | int,
         tokens: Int[Array, "B T"],
@@ -184,16 +185,16 @@ class Decoder(nnx.Module):
         ) -> tuple[jax.Array, LayerCache]:
             block, kept = block_and_cache
             q, k, v = block.project(x, turn)
-            kept = kept.write(k, v, slot)
+            kept = kept.write(k, v, jnp.asarray(slot))
             attended = attention.cached_attention(q, kept.keys, kept.values, mask)
             return block.finish(x, attended), kept
 
-        x = self._embedded(tokens)
-        if isinstance(layers, Block):
-            x, kept = jax.lax.scan(layer, x, (layers, cache.layers))
+        x, kept_layers = self._embedded(tokens), cache.layers
+        if isinstance(kept_layers, LayerCache):
+            x, kept = jax.lax.scan(layer, x, (layers, kept_layers))
         else:
             kept = []
-            for block_and_cache in zip(layers, cache.layers, strict=True):
+            for block_and_cache in zip(layers, kept_layers, strict=True):
                 x, layer_cache = layer(x, block_and_cache)
                 kept.append(layer_cache)
             kept = tuple(kept)

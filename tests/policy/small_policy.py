@@ -32,22 +32,18 @@ VOCAB = Vocab(
 
 
 def make_policy(cfg: PolicyConfig = CFG, seed: int = 0) -> Decoder:
-    """Random weights; larger than at the start of a training, so that they matter."""
+    """Random weights, the same on every mesh; made without compiling anything."""
+    abstract = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
 
-    def make(key: jax.Array) -> Decoder:
-        policy = Decoder(cfg, key)
-        leaves, structure = jax.tree.flatten(policy)
-        keys = jax.random.split(key, len(leaves))
-        noisy = [
-            leaf + 0.3 * jax.random.normal(k, leaf.shape, out_sharding=spec(leaf))
-            for leaf, k in zip(leaves, keys, strict=True)
-        ]
-        return jax.tree.unflatten(structure, noisy)
+    def random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        # Around 1 for norms [D] and [L, D], so that every weight matters.
+        value = rng.normal(
+            float(leaf.ndim <= 2 and leaf.shape[-1] == cfg.width), 0.3, leaf.shape
+        )
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding.spec)
 
-    def spec(leaf: jax.Array) -> jax.sharding.PartitionSpec:
-        return jax.typeof(leaf).sharding.spec
-
-    return jax.jit(make)(jax.random.key(seed))
+    return jax.tree.map(random, abstract)
 
 
 def make_prompts(rows: int = 4, length: int = 12, seed: int = 0) -> Prompts:

@@ -7,7 +7,7 @@ The answers are in `scorers.json`, under `report`.
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def measure(
     catalog: Catalog,
     kinds: Sequence[str],
     texts: Sequence[Sequence[str]],
+    recoded: Mapping[float, np.ndarray],
     *,
     processes: int,
 ) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def measure(
         catalog: All objects.
         kinds: Class of each.
         texts: Captions of each; the fourth, with proportions and parts, is used.
+        recoded: Share of wrong tokens -> the codec's logits of the held-out objects.
         processes: Drawing processes.
     """
     scorer = embedded.EmbeddedScorer(weights)
@@ -115,12 +117,20 @@ def measure(
         for kind, strength, _ in CONDITIONS.values()
         for i, row in enumerate(rows)
     ]
-    repeated = np.tile(rows, len(CONDITIONS))
+    shapes += [
+        pictures.Shape(catalog.packed[row], catalog.packed[row], "", 0.0, (0,), decoded)
+        for logits in recoded.values()
+        for row, decoded in zip(rows, logits, strict=True)
+    ]
+    conditions = {name: other for name, (_, _, other) in CONDITIONS.items()} | {
+        f"{share:.0%} wrong tokens": False for share in recoded
+    }
+    repeated = np.tile(rows, len(conditions))
     drawn = pictures.draw_shapes(
         shapes, repeated, catalog.extents[repeated], processes=processes
     )
     roles, seconds = {}, []
-    for number, (name, (_, _, stranger)) in enumerate(CONDITIONS.items()):
+    for number, (name, stranger) in enumerate(conditions.items()):
         part = drawn.take(np.arange(len(rows)) + number * len(rows))
         roles[name], took = score_all(scorer, part, strangers if stranger else own)
         seconds += took
@@ -135,9 +145,9 @@ def measure(
 
 def as_text(report: dict[str, Any]) -> str:
     """The report as a table to print."""
-    lines = ["held-out objects", "", f"{'':14}" + "".join(f"{r:>12}" for r in ROLES)]
+    lines = ["held-out objects", "", f"{'':18}" + "".join(f"{r:>12}" for r in ROLES)]
     for name, means in report["roles"].items():
-        lines.append(f"{name:14}" + "".join(f"{means[role]:12.3f}" for role in ROLES))
+        lines.append(f"{name:18}" + "".join(f"{means[role]:12.3f}" for role in ROLES))
     lines.append("")
     lines += [f"{name}: {value}" for name, value in report["retrieval"].items()]
     return "\n".join([*lines, f"ms per object: {report['ms_per_object']}"])

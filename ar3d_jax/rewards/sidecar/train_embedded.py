@@ -2,13 +2,15 @@ r"""Trains the embedded scorers on the catalog's training objects.
 
     python -m ar3d_jax.data.catalog --out=DIR
     python -m ar3d_jax.data.augmentation --catalog=DIR
+    python -m ar3d_jax.codec.recode --catalog=DIR
     python -m ar3d_jax.rewards.sidecar.train_embedded --catalog=DIR --out=FILE
 
 writes FILE (.safetensors, fp16) and, beside it, .json: classes, tables and what was
 measured on held-out objects. The default FILE is the shipped one. Drawn pictures are
 kept in DIR/pictures_*.npz, so a second training starts at once.
 
-1. draw changed and damaged copies of every object (`pictures.py`, `damage.py`);
+1. draw changed and damaged copies of every object (`pictures.py`, `damage.py`), and
+   what the codec makes of them, also with wrong tokens (`codec/recode.py`);
 2. views and captions: symmetric InfoNCE, where a damaged picture belongs to its caption
    as far as its fidelity goes, and to "no object" for the rest; two judges regress
    fidelity and cleanliness;
@@ -22,7 +24,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,8 @@ from tqdm import tqdm
 from ar3d_jax.command import run
 from ar3d_jax.data import captions
 from ar3d_jax.data.augmentation import load_augmented
-from ar3d_jax.data.catalog import Catalog, load_catalog
+from ar3d_jax.data.catalog import load_catalog
+from ar3d_jax.errors import UserError, writing
 from ar3d_jax.rewards.sidecar import embedded_report, pictures
 from ar3d_jax.rewards.sidecar.batches import (
     Batches,
@@ -256,47 +259,86 @@ def write(
     path.with_suffix(".json").write_text(text + "\n", "utf-8")
 
 
-def _kept(path: Path, draw: Callable[[], pictures.Pictures]) -> pictures.Pictures:
-    if not path.is_file():
-        pictures.save(draw(), path)
-    return pictures.load(path)
+@dataclasses.dataclass(frozen=True)
+class Recoded:
+    """What `codec/recode.py` wrote.
+
+    Attributes:
+        rows: Of the augmented grids.
+        share: Of wrong tokens in each.
+        logits: float16 [n, R, R, R], decoded.
+        held_out_shares: [s].
+        held_out_logits: [s, held-out objects, R, R, R].
+    """
+
+    rows: np.ndarray
+    share: np.ndarray
+    logits: np.ndarray
+    held_out_shares: np.ndarray
+    held_out_logits: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path) -> "Recoded":
+        """Raises a UserError where there is no such file."""
+        if not path.is_file():
+            raise UserError(
+                f"no file {path}; expected the output of python -m "
+                f"ar3d_jax.codec.recode --catalog={path.parent}"
+            )
+        with np.load(path) as arrays:
+            return cls(**{f.name: arrays[f.name] for f in dataclasses.fields(cls)})
 
 
 def draw_all(
-    folder: Path, catalog: Catalog, seed: int, processes: int
+    folder: Path, objects: Objects, recoded: Recoded, *, seed: int, processes: int
 ) -> tuple[pictures.Pictures, pictures.Pictures]:
     """Changed training objects, half of them damaged; all objects as they are.
 
-    Kept in the folder under a name that changes with what is drawn.
+    Kept in the folder under names that change with what is drawn.
     """
-    changed = load_augmented(folder / "augmented.npz")
+    catalog, changed = objects.catalog, load_augmented(folder / "augmented.npz")
     copies = len(changed.object) // len(set(changed.object.tolist()))
     rows = np.flatnonzero(np.isin(np.arange(len(changed.object)) % copies, COPIES))
-    digest = hashlib.blake2b(changed.packed.tobytes(), digest_size=6)
-    digest.update(
-        catalog.packed.tobytes() + repr((COPIES, DAMAGED_SHARE, seed)).encode()
+    plan = pictures.plan_shapes(
+        changed.packed[rows],
+        changed.object[rows],
+        damaged_share=DAMAGED_SHARE,
+        seed=seed,
     )
-
-    def draw(packed, things, extents, share):
-        shapes = pictures.plan_shapes(packed, things, damaged_share=share, seed=seed)
-        return pictures.draw_shapes(shapes, things, extents, processes=processes)
-
+    decoded = [
+        pictures.Shape(grid, grid, kind, float(share), (0,), logits)
+        for grid, kind, share, logits in zip(
+            changed.packed[recoded.rows],
+            np.where(recoded.share > 0, "wrong_tokens", "recoded").tolist(),
+            recoded.share,
+            recoded.logits,
+            strict=True,
+        )
+    ]
     things = np.arange(len(catalog))
-    return (
-        _kept(
-            folder / f"pictures_changed_{digest.hexdigest()}.npz",
-            lambda: draw(
-                changed.packed[rows],
-                changed.object[rows],
-                changed.extents[rows],
-                DAMAGED_SHARE,
-            ),
-        ),
-        _kept(
-            folder / f"pictures_unchanged_{digest.hexdigest()}.npz",
-            lambda: draw(catalog.packed, things, catalog.extents, 0.0),
-        ),
+    unchanged = pictures.plan_shapes(
+        catalog.packed, things, damaged_share=0.0, seed=seed
     )
+
+    def drawn(shapes, things, extents):
+        digest = hashlib.blake2b(repr((pictures.POINTS, len(shapes))).encode())
+        for shape in shapes:
+            digest.update(shape.voxels.tobytes() + repr(shape.seed).encode())
+            digest.update(shape.kind.encode() + repr(shape.strength).encode())
+            if shape.logits is not None:
+                digest.update(shape.logits.tobytes())
+        path = folder / f"pictures_{digest.hexdigest()[:12]}.npz"
+        if not path.is_file():
+            with writing(path):
+                pictures.save(
+                    pictures.draw_shapes(shapes, things, extents, processes=processes),
+                    path,
+                )
+        return pictures.load(path)
+
+    first = drawn(plan, changed.object[rows], changed.extents[rows])
+    second = drawn(decoded, changed.object[recoded.rows], changed.extents[recoded.rows])
+    return first.join(second), drawn(unchanged, things, catalog.extents)
 
 
 def train(
@@ -312,7 +354,10 @@ def train(
     torch.manual_seed(seed)
     objects = sort_into_classes(load_catalog(catalog_folder))
     records = objects.catalog.objects
-    changed, unchanged = draw_all(catalog_folder, objects.catalog, seed, processes)
+    recoded = Recoded.load(catalog_folder / "recoded.npz")
+    changed, unchanged = draw_all(
+        catalog_folder, objects, recoded, seed=seed, processes=processes
+    )
     training = np.flatnonzero(~objects.catalog.held_out)
     tuning = training[::TUNE_ONE_IN]
     for_tuning = np.isin(changed.object, tuning)
@@ -347,8 +392,14 @@ def train(
     facts = dataclasses.replace(facts, match=match)
     write(out, modules, bank, grids, facts)
     texts = [texts_of(record, record["extents"]) for record in records]
+    shares = recoded.held_out_shares.tolist()
     report = embedded_report.measure(
-        out, objects.catalog, objects.kind, texts, processes=processes
+        out,
+        objects.catalog,
+        objects.kind,
+        texts,
+        dict(zip(shares, recoded.held_out_logits, strict=True)),
+        processes=processes,
     )
     facts = dataclasses.replace(facts, report=report)
     write(out, modules, bank, grids, facts)
