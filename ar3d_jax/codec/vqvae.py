@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,6 +24,7 @@ from ar3d_jax.config import CodecConfig
 from ar3d_jax.sharding import fold_in_name
 
 Grid = Float[Array, "B x y z c"]
+NewGrid = Float[Array, "B u v w o"]  # another resolution or width than the input's
 
 
 class Conv(nnx.Module):
@@ -34,7 +36,7 @@ class Conv(nnx.Module):
         self.weight = nnx.Param(scale * jax.random.normal(key, (3, 3, 3, c_in, c_out)))
         self.bias = nnx.Param(jnp.zeros(c_out))
 
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: Grid) -> NewGrid:
         """The convolved grid.
 
         On CPU as 2D convolutions: XLA runs those, and above all their gradients,
@@ -53,7 +55,12 @@ class Conv(nnx.Module):
             y = _conv_as_banded_2d(x, weight)
         else:
             y = _conv_as_three_2d(x, weight)
-        return y + self.bias
+        return y + _per_channel(self.bias)
+
+
+def _per_channel(parameter: nnx.Param) -> Array:
+    """[c] as [1, 1, 1, 1, c]: shapes are never made to agree silently."""
+    return parameter.get_value()[None, None, None, None]
 
 
 def _conv_2d(x: Array, weight: Array) -> Array:
@@ -62,7 +69,7 @@ def _conv_2d(x: Array, weight: Array) -> Array:
     )
 
 
-def _conv_as_three_2d(x: Grid, weight: Array) -> Grid:
+def _conv_as_three_2d(x: Grid, weight: Array) -> NewGrid:
     """The 3D convolution as the sum of one 2D convolution per offset in x."""
     b, n, height, depth, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
@@ -71,7 +78,7 @@ def _conv_as_three_2d(x: Grid, weight: Array) -> Grid:
     return summed.reshape(b, n, height, depth, -1)
 
 
-def _conv_as_banded_2d(x: Grid, weight: Array) -> Grid:
+def _conv_as_banded_2d(x: Grid, weight: Array) -> NewGrid:
     """The 3D convolution as one 2D convolution whose channels are (z, c).
 
     The kernel is zero but for a band around z_in = z_out: wasted arithmetic, but
@@ -96,7 +103,8 @@ class Norm(nnx.Module):
     def __call__(self, x: Grid) -> Grid:
         """The normalised grid."""
         y = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-5)
-        return (y * self.weight + self.bias).astype(x.dtype)
+        y = y * _per_channel(self.weight) + _per_channel(self.bias)
+        return y.astype(x.dtype)
 
 
 class ResBlock(nnx.Module):
@@ -128,13 +136,14 @@ class Down(nnx.Module):
         """Weights [2, 2, 2, c_in, c_out]."""
         self.conv = _DownConv(key, c_in, c_out)
 
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: Grid) -> NewGrid:
         """The coarser grid, as one matrix product over 2^3 cells."""
         b, n, _, _, c = x.shape
         cells = x.reshape(b, n // 2, 2, n // 2, 2, n // 2, 2, c)
         cells = cells.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 8 * c)
-        y = cells @ self.conv.weight.get_value().reshape(8 * c, -1) + self.conv.bias
-        return y.reshape(b, n // 2, n // 2, n // 2, -1)
+        y = cells @ self.conv.weight.get_value().reshape(8 * c, -1)
+        y = y.reshape(b, n // 2, n // 2, n // 2, -1)
+        return y + _per_channel(self.conv.bias)
 
 
 class Up(nnx.Module):
@@ -144,7 +153,7 @@ class Up(nnx.Module):
         """One convolution c_in -> 8 c_out."""
         self.conv = Conv(key, c_in, 8 * c_out)
 
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: Grid) -> NewGrid:
         """The finer grid; channel o*8 + i*4 + j*2 + k goes to (2x+i, 2y+j, 2z+k)."""
         y = self.conv(x)
         b, n, _, _, c = y.shape
@@ -174,9 +183,9 @@ class Encoder(nnx.Module):
         # Half of the channels are the published model's unused log-variance.
         self.out_conv = Conv(named("out"), widths[-1], 2 * config.latent_channels)
 
-    def __call__(self, voxels: Bool[Array, "B R R R"]) -> Grid:
+    def __call__(self, voxels: Bool[Array | np.ndarray, "B R R R"]) -> NewGrid:
         """Latents [B, n, n, n, latent_channels]."""
-        x = self.input_layer(voxels.astype(jnp.float32)[..., None])
+        x = self.input_layer(jnp.asarray(voxels, jnp.float32)[..., None])
         for block in (*self.blocks, *self.middle_block):
             x = block(x)
         latents = self.out_conv(jax.nn.silu(self.out_norm(x)))
@@ -228,7 +237,9 @@ class Codec(nnx.Module):
             jax.random.uniform(codebook_key, shape, minval=-bound, maxval=bound)
         )
 
-    def latents(self, voxels: Bool[Array, "B R R R"]) -> Float[Array, "B M E"]:
+    def latents(
+        self, voxels: Bool[Array | np.ndarray, "B R R R"]
+    ) -> Float[Array, "B M E"]:
         """The encoder's output cut into code-sized strips of 4 cells along z."""
         grid = self.encoder(voxels)
         return grid.reshape(grid.shape[0], self.config.tokens, self.config.code_size)
@@ -238,10 +249,10 @@ class Codec(nnx.Module):
         n = self.config.latent_resolution
         return self.decoder(latents.reshape(latents.shape[0], n, n, n, -1))
 
-    def encode(self, voxels: Bool[Array, "B R R R"]) -> Int[Array, "B M"]:
+    def encode(self, voxels: Bool[Array | np.ndarray, "B R R R"]) -> Int[Array, "B M"]:
         """Shape tokens as codebook indices in [0, codes)."""
         return nearest_codes(self.latents(voxels), self.codebook.get_value())
 
-    def decode(self, tokens: Int[Array, "B M"]) -> Float[Array, "B R R R"]:
+    def decode(self, tokens: Int[Array | np.ndarray, "B M"]) -> Float[Array, "B R R R"]:
         """Occupancy logits; the surface is their zero level."""
         return self.decode_latents(self.codebook.get_value()[tokens])

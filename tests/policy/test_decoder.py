@@ -62,7 +62,7 @@ def test_cached_decoding_equals_the_full_forward(mesh, scan):
     tokens = tokens_of(4, 12)
     valid = np.random.default_rng(1).random(tokens.shape) < 0.8
     valid[:, 4] = True
-    full = policy.hidden(*as_jax(tokens, positions_of(valid), valid))
+    full = jax.jit(Decoder.hidden)(policy, *as_jax(tokens, positions_of(valid), valid))
 
     @jax.jit
     def step(policy, cache, slot, tokens, valid):
@@ -101,9 +101,10 @@ def test_repeated_cache_is_that_of_repeated_rows():
     tokens = tokens_of(2, 5)
     valid = np.ones(tokens.shape, bool)
 
+    @jax.jit
     def prefill(tokens, valid):
         cache = Cache.empty(CFG, rows=len(tokens), slots=5)
-        return policy.extend(policy.layers(), cache, 0, *as_jax(tokens, valid))[1]
+        return policy.extend(policy.layers(), cache, 0, tokens, valid)[1]
 
     once = prefill(tokens, valid).repeated(3)
     thrice = prefill(np.repeat(tokens, 3, axis=0), np.repeat(valid, 3, axis=0))
