@@ -1,8 +1,8 @@
 """State on disk: everything a run needs to go on as if it had not stopped.
 
 Used by `train.py` and `sft.py`. A checkpoint holds a pytree of arrays (policy,
-optimiser, step) under readable names, `policy/blocks/q/value`, and a JSON object with
-the rest: random key, position in the data. Weights for other programs are `policy.hf`.
+optimiser, step) under readable names, `policy/blocks/qkv`, and a JSON object with the
+rest: random key, position in the data. Weights for other programs are `policy.hf`.
 
 Covered: a kill at any moment (Orbax renames a finished folder into place), a truncated
 or altered file (every array's bits are summed before and after), a full or read-only

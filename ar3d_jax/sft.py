@@ -55,7 +55,7 @@ from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Segment, Sequence, join, sequence_logp
 from ar3d_jax.policy.tokenizer import Tokenizer
 from ar3d_jax.policy.vocab import Vocab
-from ar3d_jax.sharding import TOKENS_BT, make_mesh
+from ar3d_jax.sharding import make_mesh
 
 ENCODE_ROWS = 32  # objects the codec encodes at once; our choice: little memory
 TOKENIZER_EXAMPLES = 8000  # whose texts the small BPE is trained on; our choice
@@ -158,22 +158,19 @@ def make_batch(
 def sequences(batch: Batch, vocab: Vocab) -> tuple[Sequence, Sequence, Sequence]:
     """The coarse, local and refined sequence; `sampled` marks what is learned."""
     batch = jax.tree.map(jnp.asarray, batch)
-    rows, tokens = batch.shape.shape
-
-    def spread(*arrays: jax.Array) -> list[jax.Array]:
-        return [jax.sharding.reshard(x, TOKENS_BT) for x in arrays]
+    rows = batch.shape.shape[0]
 
     def learned(segment: Segment) -> Segment:
         return dataclasses.replace(segment, sampled=segment.valid)
 
     prompts = batch.prompts
-    high = Segment.given(*spread(prompts.high, prompts.high_valid))
-    low = Segment.given(*spread(prompts.low, prompts.low_valid))
+    high = Segment.given(prompts.high, prompts.high_valid)
+    low = Segment.given(prompts.low, prompts.low_valid)
     turn = Segment.same(prompts.low_turn, rows)
-    plan = Segment.given(*spread(*batch.global_plan))
-    details = Segment.given(*spread(*batch.local_plan))
+    plan = Segment.given(*batch.global_plan)
+    details = Segment.given(*batch.local_plan)
     begin = Segment.same(jnp.array([vocab.mesh_start]), rows)
-    shape = learned(Segment.given(*spread(batch.shape, jnp.ones((rows, tokens), bool))))
+    shape = learned(Segment.given(batch.shape, jnp.ones_like(batch.shape, bool)))
     return (
         join(high, learned(plan), begin, shape, text=1, shape=3),
         join(high, plan, turn, learned(details), text=3),

@@ -15,7 +15,8 @@ one prompt, 64 + 1,024 tokens, float32; policy, reference, token-mean clipped lo
 
 Each runs in processes of its own, in turns, so that other load meets both; ratios are
 medians over rounds. `cpu_s` counts processor time, which a busy machine stretches less.
-`loss` and `grad_norm` of the first step show that both did the same.
+`loss` and `grad_norm` of the first step show that both did the same; the norm behind
+TRL's fused head is 0.2% below plain autograd's on its own model, which ours equals.
 
 Targets: at most 1.4 of TRL's seconds and 0.6 of its peak memory. Prints one JSON line.
 """

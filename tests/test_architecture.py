@@ -27,6 +27,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 FUNCTION_LIMIT = 80
 FILE_LIMIT = 500
+LONG_FILES = {"config.py"}  # one commented field after the other
 LONG_FUNCTIONS = {("train.py", "main")}  # the run on one page
 
 
@@ -197,6 +198,7 @@ def test_sizes():
         str(path.relative_to(ROOT))
         for path in CODE
         if len(path.read_text().splitlines()) > FILE_LIMIT
+        and path.name not in LONG_FILES
     ]
     long = [
         f"{path.name}: {node.name} has {lines} lines"

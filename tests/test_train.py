@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_and_status_2(start, weights, tmp_path):
         f"--workdir={file}": "cannot write",
         f"--config.codec.weights={other}": "no tensor",
         "--config.policy.width=64": "width",
-        "--config.mesh.fsdp=99": "devices",
+        "--config.mesh.tp=99": "devices",
     }
     processes = {flag: start(tmp_path / "run", flag) for flag in cases}
     for flag, process in processes.items():

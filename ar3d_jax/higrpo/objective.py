@@ -20,16 +20,15 @@ ancestor is T2I-R1. How this file differs from them and from other GRPO code, an
 5. `importance="sequence"` is GSPO with the gradient through every token of the sequence
    ratio (TRL; verl and tunix stop all but one token's). A sequence is all that one step
    sampled: its plan and its shape.
-6. Clip bounds are decoupled, 1 - clip_low and 1 + clip_high (DAPO; best row of table
-   2).
+6. Clip bounds are decoupled, 1 - clip_low and 1 + clip_high (DAPO; table 2's best row).
 7. The old log-probabilities are the sampler's, over the distribution that was sampled
    from (shape tokens: the codes only). T2I-R1 samples from guidance-mixed logits and
    trains on plain ones.
 
 With one update per rollout, the paper's setting, the ratio is 1: clipping is inert,
 GSPO's gradient is that of `importance="token"`, and the policy term is a mean of
-advantages, near
-0. A loss of 0 is then no fault; `reward/*_std` says if there is anything to learn.
+advantages: near zero, which is no fault. `reward/*_std` says if there is something to
+learn.
 """
 
 import dataclasses

@@ -59,15 +59,15 @@ class Segment:
     @classmethod
     def given(cls, tokens: jax.Array, valid: jax.Array) -> "Segment":
         """Tokens that were not sampled, [B, T]."""
+        tokens, valid = (jax.sharding.reshard(x, TOKENS_BT) for x in (tokens, valid))
         empty = cls.empty(*tokens.shape)
         return dataclasses.replace(empty, tokens=tokens, valid=valid)
 
     @classmethod
     def same(cls, tokens: jax.Array, rows: int) -> "Segment":
         """The same given tokens [T] in every row."""
-        shape = (rows, tokens.shape[0])
-        tokens = jnp.broadcast_to(tokens[None], shape, out_sharding=TOKENS_BT)
-        return cls.given(tokens, jnp.ones(shape, bool, out_sharding=TOKENS_BT))
+        tokens = jnp.broadcast_to(tokens[None], (rows, tokens.shape[0]))
+        return cls.given(tokens, jnp.ones_like(tokens, bool))
 
     def write(self, index: jax.Array, *column: jax.Array) -> "Segment":
         """With one token per row at `index`; `column` is in the fields' order."""

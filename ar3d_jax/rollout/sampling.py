@@ -118,8 +118,8 @@ def draw(
     block = _first_above(block_ends, target)
     start = jnp.where(block > 0, _pick(block_ends, block - 1), 0.0)
     ends = _running_sum(_pick(weights, block))
-    # Rounding may leave the rest of the target at the block's very end: stay inside.
-    inside = jnp.minimum(target[:, 0] - start, ends[:, -1] * (1 - 2**-23))
+    # Rounding may leave the rest of the target outside the block: stay inside.
+    inside = jnp.clip(target[:, 0] - start, 0.0, ends[:, -1] * (1 - 2**-23))
     index = block * _BLOCK + _first_above(ends, inside[:, None])
     return index, _pick(logits, index) - jnp.log(total[:, 0])
 

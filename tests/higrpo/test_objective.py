@@ -335,7 +335,6 @@ def test_sharded_over_prompts(mesh):
         )
         for x in batch
     ]
-    for aggregation, importance in itertools.product(AGGREGATIONS, IMPORTANCES):
-        options = PAPER | {"aggregation": aggregation, "importance": importance}
-        got, _ = jitted(*placed, **options)
-        assert float(got) == pytest.approx(by_token(*batch, **options), abs=1e-6)
+    options = PAPER | {"aggregation": "token_batch", "importance": "sequence"}
+    loss, _ = jitted(*placed, **options)
+    assert float(loss) == pytest.approx(by_token(*batch, **options), abs=1e-6)

@@ -1,0 +1,189 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ar3d_jax.config import RolloutConfig
+from ar3d_jax.policy.sequence import sequence_logp
+from ar3d_jax.rollout import generate
+from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+from ar3d_jax.sharding import make_mesh
+from tests.policy.small_policy import CFG, VOCAB, make_policy, make_prompts
+
+RUN = RolloutConfig(plan_tokens=6)
+GROUP, SHAPE = 2, 9
+LOGP = jax.jit(sequence_logp, static_argnames="vocab")
+
+
+def roll_out(policy, prompts, cfg=RUN, *, seed=0, group=GROUP):
+    key = jax.random.key(seed)
+    sizes = {"group_size": group, "shape_tokens": SHAPE}
+    coarse, cache = rollout_coarse(policy, prompts, cfg, VOCAB, key, **sizes)
+    rest = rollout_refined(policy, prompts, coarse, cache, cfg, VOCAB, key, **sizes)
+    return coarse, *rest
+
+
+@pytest.fixture(scope="module")
+def rolled():
+    with jax.set_mesh(make_mesh()):
+        policy, prompts = make_policy(), make_prompts()
+        return policy, prompts, jax.block_until_ready(roll_out(policy, prompts))
+
+
+def test_log_probabilities_equal_a_full_forward(mesh):
+    """Cached decoding, padding and shared prompts against one pass over each row."""
+    policy = make_policy()
+    for sequence in roll_out(policy, make_prompts()):
+        logp, _ = LOGP(policy, sequence, vocab=VOCAB)
+        np.testing.assert_allclose(
+            np.asarray(sequence.logp), np.asarray(logp), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_mesh_changes_nothing(rolled):
+    *_, one = rolled
+    with jax.set_mesh(make_mesh(4, 2)):
+        eight = roll_out(make_policy(), make_prompts())
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-4)
+
+
+def test_layout_of_the_three_sequences(rolled):
+    _, prompts, (coarse, local, refined) = rolled
+    length, turn = prompts.high.shape[1], len(prompts.low_turn)
+    plan = RUN.plan_tokens
+    high = np.repeat(prompts.high, GROUP, axis=0)
+    low = np.repeat(prompts.low, GROUP, axis=0)
+
+    tokens = np.asarray(coarse.tokens)
+    assert tokens.shape == (8, length + plan + 1 + SHAPE)
+    np.testing.assert_array_equal(tokens[:, :length], high)
+    assert (tokens[:, length + plan] == VOCAB.mesh_start).all()
+    assert coarse.layout.text == (length, length + plan)
+    assert coarse.layout.shape == (length + plan + 1, length + plan + 1 + SHAPE)
+
+    before = np.asarray(local.tokens)[:, : length + plan]
+    np.testing.assert_array_equal(before, tokens[:, : length + plan])
+    start = length + plan
+    expected = np.tile(prompts.low_turn, (8, 1))
+    np.testing.assert_array_equal(local.tokens[:, start : start + turn], expected)
+    assert local.layout.text == (start + turn, start + turn + plan)
+    assert local.layout.shape is None
+
+    text = slice(*local.layout.text)
+    np.testing.assert_array_equal(refined.tokens[:, :length], low)
+    np.testing.assert_array_equal(
+        refined.tokens[:, length : length + plan], local.tokens[:, text]
+    )
+    assert refined.layout.text is None
+    assert not np.asarray(refined.sampled)[:, : length + plan + 1].any()
+    for sequence in (coarse, local, refined):
+        valid = np.asarray(sequence.valid)
+        positions = np.maximum(valid.cumsum(axis=1) - 1, 0)
+        np.testing.assert_array_equal(np.asarray(sequence.positions), positions)
+        assert (np.asarray(sequence.logp)[~np.asarray(sequence.sampled)] == 0).all()
+
+
+def test_segments_sample_only_what_they_may(rolled):
+    *_, (coarse, local, refined) = rolled
+    for sequence in (coarse, refined):
+        codes = np.asarray(sequence.tokens)[:, slice(*sequence.layout.shape)]
+        assert codes.shape[1] == SHAPE
+        assert (codes >= VOCAB.codes_start).all()
+        assert (codes < VOCAB.codes_start + VOCAB.codes).all()
+        assert np.asarray(sequence.sampled)[:, slice(*sequence.layout.shape)].all()
+    for sequence in (coarse, local):
+        span = slice(*sequence.layout.text)
+        plans = np.asarray(sequence.tokens)[:, span]
+        valid = np.asarray(sequence.valid)[:, span]
+        assert ((plans < VOCAB.endoftext) | (plans == VOCAB.im_end)).all()
+        for plan, kept in zip(plans, valid, strict=True):
+            words = plan[kept].tolist()
+            assert kept.tolist() == sorted(kept.tolist(), reverse=True)
+            assert words.index(VOCAB.im_end) == len(words) - 1  # ends, and only there
+
+
+def test_a_plan_without_an_end_gets_one_unsampled():
+    policy = make_policy()
+    head = np.array(policy.head.get_value())
+    head[:, VOCAB.im_end] = 0  # a logit of 0, which is never the largest
+    policy.head = nnx.Param(jnp.asarray(head))
+    cfg = dataclasses.replace(RUN, top_k=1)
+    for sequence in roll_out(policy, make_prompts(), cfg)[:2]:
+        span = slice(*sequence.layout.text)
+        assert (np.asarray(sequence.tokens)[:, span][:, -1] == VOCAB.im_end).all()
+        assert np.asarray(sequence.valid)[:, span].all()
+        sampled = np.asarray(sequence.sampled)[:, span]
+        assert sampled[:, :-1].all()
+        assert not sampled[:, -1].any()
+
+
+def test_rows_do_not_depend_on_the_batch(rolled):
+    """Fewer prompts, longer padding, the same rows."""
+    policy, prompts, (coarse, _, refined) = rolled
+    fewer = jax.tree.map(lambda x: x[:2] if x.ndim == 2 else x, prompts)
+    padded = dataclasses.replace(
+        fewer,
+        **{
+            name: np.pad(getattr(fewer, name), ((0, 0), (4, 0)))
+            for name in ("high", "high_valid", "low", "low_valid")
+        },
+    )
+    for batch in (fewer, padded):
+        other_coarse, _, other_refined = roll_out(policy, batch)
+        for mine, other in ((coarse, other_coarse), (refined, other_refined)):
+            there, here = slice(*other.layout.shape), slice(*mine.layout.shape)
+            np.testing.assert_array_equal(
+                np.asarray(other.tokens)[:, there], np.asarray(mine.tokens)[:4, here]
+            )
+
+
+def test_samples_of_a_group_differ_and_keys_matter(rolled):
+    policy, prompts, (coarse, *_) = rolled
+    shapes = np.asarray(coarse.tokens)[:, slice(*coarse.layout.shape)]
+    assert len(np.unique(shapes, axis=0)) == len(shapes)
+    again, *_ = roll_out(policy, prompts)
+    np.testing.assert_array_equal(np.asarray(again.tokens), np.asarray(coarse.tokens))
+    other, *_ = roll_out(policy, prompts, seed=1)
+    assert (np.asarray(other.tokens) != np.asarray(coarse.tokens)).any()
+
+
+def test_a_shared_prompt_is_as_if_repeated(rolled):
+    """One prompt for G samples against G equal prompts with one sample each."""
+    policy, prompts, (coarse, *_) = rolled
+    repeated = jax.tree.map(
+        lambda x: np.repeat(x, GROUP, axis=0) if x.ndim == 2 else x, prompts
+    )
+    apart, *_ = roll_out(policy, repeated, group=1)
+    np.testing.assert_array_equal(np.asarray(apart.tokens), np.asarray(coarse.tokens))
+    np.testing.assert_allclose(apart.logp, coarse.logp, atol=1e-5)
+
+
+def test_no_compilation_after_the_first_call(rolled):
+    policy, prompts, _ = rolled
+    before = rollout_coarse._cache_size(), rollout_refined._cache_size()
+    other = make_prompts(seed=5)
+    roll_out(policy, other, seed=7)
+    roll_out(jax.tree.map(lambda x: x * 1.01, policy), prompts, seed=8)
+    assert (rollout_coarse._cache_size(), rollout_refined._cache_size()) == before
+
+
+def test_windows_of_the_cache_and_scanned_layers_change_nothing(rolled, monkeypatch):
+    _, prompts, (coarse, *_) = rolled
+    monkeypatch.setattr(generate, "WINDOW", 4)
+    jax.clear_caches()
+    policy = make_policy(dataclasses.replace(CFG, scan_decode=True))
+    windowed, *_ = roll_out(policy, prompts)
+    np.testing.assert_array_equal(
+        np.asarray(windowed.tokens), np.asarray(coarse.tokens)
+    )
+    np.testing.assert_allclose(windowed.logp, coarse.logp, atol=1e-4)
+
+
+def test_truncation_is_remembered(rolled):
+    policy, prompts, _ = rolled
+    coarse, *_ = roll_out(policy, prompts, dataclasses.replace(RUN, top_p=0.5))
+    assert coarse.layout.truncated
