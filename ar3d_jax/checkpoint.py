@@ -5,9 +5,9 @@ optimiser, step) under readable names, `policy/blocks/qkv`, and a JSON object wi
 rest: random key, position in the data. Weights for other programs are `policy.hf`.
 
 Covered: a kill at any moment (Orbax renames a finished folder into place), a truncated
-or altered file (every array's bits are summed before and after), a full or read-only
-disk, arrays of another model, a run with other settings. Not covered: a disk that loses
-what it reported written, two runs in one folder at once.
+or altered file (`digests.json` in the folder), a full or read-only disk, arrays of
+another model, a run with other settings. Not covered: a disk that loses what it
+reported written, two runs in one folder at once.
 """
 
 import base64
@@ -28,6 +28,8 @@ import orbax.checkpoint as ocp
 from ar3d_jax.errors import UserError, writing
 
 FORMAT = 1  # of the names and the JSON object; another number is refused
+_DIGESTS = "digests.json"  # what each file of a checkpoint was when it was written
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's times; written once more, never needed
 
 State = TypeVar("State")
 
@@ -61,7 +63,11 @@ class Checkpoints:
             self._orbax = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, cleanup_tmp_directories=True
+                    max_to_keep=keep,
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=self._write_digests
+                    ),
                 ),
             )
 
@@ -81,15 +87,15 @@ class Checkpoints:
         """
         if step == self._orbax.latest_step():
             return
+        self.wait()
+        self._saving = step
         arrays = _by_name(state)
         note = {
             "format": FORMAT,
             "settings": self._settings,
             "arrays": {name: _kind(array) for name, array in arrays.items()},
-            "sums": jax.tree.map(int, jax.device_get(_bit_sums(arrays))),
             "extras": _to_json(extras),
         }
-        note["digest"] = _digest(note)
         with writing(self.directory):
             self._orbax.save(
                 step,
@@ -165,11 +171,10 @@ class Checkpoints:
     def _restore(
         self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        self._check_digests(self.directory / str(step))
         note = self._orbax.restore(
             step, args=ocp.args.Composite(note=ocp.args.JsonRestore())
         )["note"]
-        if note.pop("digest") != _digest(note):
-            raise ValueError("its note is not the one that was saved")
         self._check(step, note, wanted)
         arrays = self._orbax.restore(
             step,
@@ -181,11 +186,26 @@ class Checkpoints:
                 )
             ),
         )["arrays"]
-        sums = jax.device_get(_bit_sums(arrays))
-        for name, total in sums.items():
-            if int(total) != note["sums"][name]:
-                raise ValueError(f"the bits of {name} are not those that were saved")
         return arrays, _from_json(note["extras"])
+
+    def _write_digests(self) -> None:
+        """Called in Orbax's thread when all is written, before the folder is renamed.
+
+        Orbax itself notices a truncated file with pages of tracebacks, and an altered
+        one not at all.
+        """
+        (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        digests = {
+            str(path.relative_to(folder)): _digest(path)
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != _METADATA
+        }
+        (folder / _DIGESTS).write_text(json.dumps(digests))
+
+    def _check_digests(self, folder: Path) -> None:
+        for name, digest in json.loads((folder / _DIGESTS).read_text()).items():
+            if _digest(folder / name) != digest:
+                raise ValueError(f"{name} is not as it was written")
 
     def _check(
         self, step: int, note: Mapping[str, Any], wanted: Mapping[str, Any]
@@ -249,8 +269,9 @@ def _by_name(tree: Any) -> dict[str, Any]:
     }
 
 
-def _digest(note: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(note, sort_keys=True).encode()).hexdigest()
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _kind(array: Any) -> str:
@@ -265,22 +286,6 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         spec = sharding.spec if sharding else jax.P()
         sharding = jax.NamedSharding(jax.sharding.get_mesh(), spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-@jax.jit
-def _bit_sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The sum of each array's bit patterns modulo 2**32: any one flipped bit shows.
-
-    Orbax notices a truncated file but not an altered one. Integer sums do not depend on
-    the layout, so they also hold for a restore onto another mesh.
-    """
-
-    def total(array: jax.Array) -> jax.Array:
-        words = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(array, words)
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    return jax.tree.map(total, arrays)
 
 
 def _to_json(extras: Mapping[str, Any]) -> Any:

@@ -473,6 +473,7 @@ class CodecTrainingConfig:
     """One training of the codec, `train_codec.py`."""
 
     codec: CodecConfig = CodecConfig()  # its sizes; weights are not read
+    refine: str = ""  # a codec whose tokens stay: only its decoder is trained, further
     catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
     steps: int = 2600  # of encoder, codebook and decoder; our choice: 45 minutes
     decoder_steps: int = 2400  # then of the decoder alone; our choice: 30 minutes
@@ -510,7 +511,7 @@ class SftConfig:
     mesh: MeshConfig = MeshConfig()  # devices
     catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
     steps: int = (
-        6000  # our choice: some ten epochs of the catalog, two hours on 2 cores
+        3000  # our choice: some 65 captions per object, 50 minutes on 2 cores
     )
     batch: int = 16  # examples per step, three sequences each; our choice
     seed: int = 0  # of weights and order

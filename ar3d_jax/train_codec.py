@@ -6,7 +6,11 @@
 2. K-means of the latents then starts the codebook; from there on codes are a moving
    average of the latents assigned to them, and dead codes move to latents in use.
 3. In the end tokens stand still: encoder and codebook are frozen, and the decoder alone
-   learns to make the most of them, for less than half the price of a step.
+   learns to make the most of them, for less than half the price of a step, on objects
+   that face the front, as those that the policy makes do.
+
+With `--config.refine=FILE` only the third part runs, on from that file's codec:
+policies and tokens that were made with it stay valid.
 
 Weights that are kept are a moving average, too. Every `eval_every` steps the voxel IoU
 of held-out objects is measured.
@@ -96,16 +100,16 @@ def reconstruction_loss(
 def make_optimizer(config: CodecTrainingConfig) -> optax.GradientTransformation:
     """AdamW; warm-up and cosine decay to 1% of `lr`, and once more for the decoder."""
     last = config.lr / 100
-    schedule = optax.join_schedules(
-        [
-            optax.warmup_cosine_decay_schedule(
-                0.0, config.lr, config.lr_warmup, config.steps, last
-            ),
-            optax.warmup_cosine_decay_schedule(
-                last, config.lr / 2, config.lr_warmup, config.decoder_steps + 1, last
-            ),
-        ],
-        [config.steps],
+    everything = optax.warmup_cosine_decay_schedule(
+        0.0, config.lr, config.lr_warmup, config.steps, last
+    )
+    decoder = optax.warmup_cosine_decay_schedule(
+        last, config.lr / 2, config.lr_warmup, config.decoder_steps + 1, last
+    )
+    schedule = (
+        decoder
+        if config.refine
+        else optax.join_schedules([everything, decoder], [config.steps])
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -190,12 +194,17 @@ def with_decoder(codec: Codec, decoder: Decoder) -> Codec:
 
 
 def draw_batch(
-    rows: AugmentedVoxels, step: int, config: CodecTrainingConfig
+    rows: AugmentedVoxels, step: int, config: CodecTrainingConfig, *, front: bool
 ) -> np.ndarray:
-    """Step `step`'s grids [batch, R, R, R], each turned by quarters and mirrored."""
+    """Step `step`'s grids [batch, R, R, R], each turned by quarters and mirrored.
+
+    With `front` only objects that face the front, not turned.
+    """
     rng = np.random.default_rng((config.seed, step))
-    grids = rows.voxels(rng.integers(len(rows.object), size=config.batch))
-    for i, (quarter, mirror) in enumerate(rng.integers((4, 2), size=(config.batch, 2))):
+    among = np.flatnonzero(rows.front) if front else np.arange(len(rows.object))
+    grids = rows.voxels(among[rng.integers(len(among), size=config.batch)])
+    turns = (1 if front else 4, 2)
+    for i, (quarter, mirror) in enumerate(rng.integers(turns, size=(config.batch, 2))):
         grid = np.rot90(grids[i], quarter, axes=(0, 1))
         grids[i] = grid[::-1] if mirror else grid
     return grids
@@ -207,7 +216,7 @@ def start_codebook(
     """`state` with the codebook that k-means finds in the latents of random grids."""
     latents = jax.jit(Codec.latents)
     batches = [
-        latents(state.codec, draw_batch(rows, config.steps + i, config))
+        latents(state.codec, draw_batch(rows, config.steps + i, config, front=False))
         for i in range(config.kmeans_batches)
     ]
     flat = jnp.concatenate(batches).reshape(-1, config.codec.code_size)
@@ -259,6 +268,8 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
     held_out_voxels = unpack(catalog.packed[held_out], rows.resolution)
 
     codec = Codec(config.codec, jax.random.key(config.seed))
+    if config.refine:
+        codec = torch_weights.load(config.refine, config.codec)
     state = CodecState(
         codec=codec,
         average=jax.tree.map(jnp.copy, codec),
@@ -272,7 +283,7 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
         Checkpoints(folder / "checkpoints", keep=2, settings=settings) as checkpoints,
         writing(folder),
     ):
-        start = 0
+        start = config.steps if config.refine else 0
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, start, _ = restored
         total = config.steps + config.decoder_steps
@@ -283,7 +294,8 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
                 state = start_codebook(state, rows, config)
             if step == config.steps:
                 state = freeze_codes(state)
-            batch = draw_batch(rows, step, config)
+            front = phase is Phase.DECODER
+            batch = draw_batch(rows, step, config, front=front)
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             state, metrics = train_step(state, batch, key, config=config, phase=phase)
             done = step + 1

@@ -163,6 +163,8 @@ class Courier:
         for child in self._children:
             try:
                 child.channel.flush()
+            except ConnectionError:
+                pass  # it died: `_listen` reads what it still said, and its end
             except OSError as error:
                 self._replace(child, f"cannot be reached ({error})")
 
