@@ -239,8 +239,9 @@ def held_out_perplexity(
     sums = {"text": 0.0, "codes": 0.0}
     counts = dict(sums)
     # A last, smaller batch would compile again: its few examples are left out.
-    for first in range(0, len(data.held_out) - config.batch + 1, config.batch):
-        examples = data.held_out[first : first + config.batch]
+    size = min(config.batch, len(data.held_out))
+    for first in range(0, len(data.held_out) - size + 1, max(size, 1)):
+        examples = data.held_out[first : first + size]
         batch = make_batch(examples, data.held_out_codes, tokenizer, config)
         values = jax.device_get(_token_losses(policy, batch, tokenizer.vocab))
         for total, value in zip((sums, counts), values, strict=True):

@@ -19,10 +19,10 @@ The grids are `data/augmentation.py`'s, turned and mirrored once more on the fly
 comes out is `codec.safetensors`, read by `codec/torch_weights.py`.
 """
 
+import contextlib
 import dataclasses
 import enum
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
-from tqdm import tqdm
 
 from ar3d_jax import command, optim
 from ar3d_jax.checkpoint import Checkpoints
@@ -42,6 +41,10 @@ from ar3d_jax.config import CodecTrainingConfig, to_dict
 from ar3d_jax.data.augmentation import AugmentedVoxels, load_augmented
 from ar3d_jax.data.catalog import load_catalog
 from ar3d_jax.errors import UserError, writing
+from ar3d_jax.metrics import RunLog
+
+SHOWN = ("loss", "commitment", "codes_used")
+METRICS = (*SHOWN, "held_out/*")
 
 
 class Phase(enum.Enum):
@@ -278,37 +281,37 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
         step=jnp.zeros((), jnp.int32),
     )
     folder = Path(workdir)
-    settings = {"config": to_dict(config)}
-    with (
-        Checkpoints(folder / "checkpoints", keep=2, settings=settings) as checkpoints,
-        writing(folder),
-    ):
+    total = config.steps + config.decoder_steps
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(folder))
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                folder / "checkpoints", keep=2, settings={"config": to_dict(config)}
+            )
+        )
         start = config.steps if config.refine else 0
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, start, _ = restored
-        total = config.steps + config.decoder_steps
-        progress = tqdm(range(start, total), initial=start, total=total)
-        for step in progress:
+        log = stack.enter_context(
+            RunLog(folder, names=METRICS, shown=SHOWN, steps=total, first_step=start)
+        )
+        for step in range(start, total):
             phase = Phase.of(step, config)
             if step == config.warmup:
                 state = start_codebook(state, rows, config)
             if step == config.steps:
                 state = freeze_codes(state)
-            front = phase is Phase.DECODER
-            batch = draw_batch(rows, step, config, front=front)
+            batch = draw_batch(rows, step, config, front=phase is Phase.DECODER)
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             state, metrics = train_step(state, batch, key, config=config, phase=phase)
+            line = jax.device_get(metrics)
             done = step + 1
-            if done % 20 == 0:
-                line = {name: round(float(value), 5) for name, value in metrics.items()}
-                progress.set_postfix(line)
-                if done % config.eval_every == 0 or done == total:
-                    quantise = phase is not Phase.CONTINUOUS
-                    found = evaluate(state, held_out_voxels, quantise=quantise)
-                    line["held_out_iou"] = round(found, 4)
-                    tqdm.write(f"step {done}: held-out IoU {found:.4f}")
-                with open(folder / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps({"step": done, **line}) + "\n")
+            if done % config.eval_every == 0 or done == total:
+                quantise = phase is not Phase.CONTINUOUS
+                found = evaluate(state, held_out_voxels, quantise=quantise)
+                line["held_out/iou"] = found
+                log.say(f"step {done}: held-out IoU {found:.4f}")
+            log.write(step, line)
             if done % config.checkpoint_every == 0 or done == total:
                 checkpoints.save(state, done, {})
                 torch_weights.save(

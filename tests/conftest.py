@@ -8,6 +8,8 @@ that a user would give it, on a CPU and offline.
 import ctypes
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import jax
 import pytest
+
+from tests import small_catalog  # no ar3d_jax here: pytest hooks its imports later
 
 jax.config.update("jax_num_cpu_devices", 8)
 # [B] * [B, T] is the classic bug of this kind of program: no silent broadcasting.
@@ -57,3 +61,42 @@ def egl() -> None:
         ctypes.CDLL("libEGL.so.1")
     except OSError:
         pytest.skip("no EGL: apt-get install libegl1 libgl1 libgl1-mesa-dri")
+
+
+@pytest.fixture(scope="session")
+def sh3f_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A furniture catalog of a few boxes."""
+    path = tmp_path_factory.mktemp("furniture") / "Test.sh3f"
+    small_catalog.write_sh3f(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def catalog_folder(sh3f_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the catalog command makes of `sh3f_file`."""
+    from ar3d_jax.data.catalog import build_catalog
+
+    folder = tmp_path_factory.mktemp("catalog")
+    build_catalog(sh3f_file.parent, folder, resolution=32, processes=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def catalog(catalog_folder: Path) -> Any:
+    """That catalog, loaded."""
+    from ar3d_jax.data.catalog import load_catalog
+
+    return load_catalog(catalog_folder)
+
+
+@pytest.fixture(scope="session")
+def catalog_8(sh3f_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same catalog in 8^3 voxels, with four changed copies of each object."""
+    from ar3d_jax.data.augmentation import augmented_voxels
+    from ar3d_jax.data.catalog import build_catalog
+
+    folder = tmp_path_factory.mktemp("catalog_8")
+    build_catalog(sh3f_file.parent, folder, resolution=8, processes=1)
+    rows = augmented_voxels(folder, copies=4, seed=0, resolution=8, processes=1)
+    rows.save(folder / "augmented.npz")
+    return folder

@@ -5,10 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
-
-from ar3d_jax.data.catalog import Catalog, build_catalog, load_catalog
 
 HEAD = """# A comment
 id=Test
@@ -94,22 +91,3 @@ def write_sh3f(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-
-
-@pytest.fixture(scope="session")
-def sh3f_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("furniture") / "Test.sh3f"
-    write_sh3f(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def catalog_folder(sh3f_file, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("catalog")
-    build_catalog(sh3f_file.parent, folder, resolution=32, processes=1)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def catalog(catalog_folder) -> Catalog:
-    return load_catalog(catalog_folder)

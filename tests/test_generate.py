@@ -1,0 +1,79 @@
+"""The command that makes objects: from weights, from a training, from bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import small_run
+
+pytestmark = pytest.mark.usefixtures("egl")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    small_run.make_weights(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(weights, tmp_path_factory):
+    """The workdir of a training of one step."""
+    workdir = tmp_path_factory.mktemp("trained")
+    environment = os.environ | {"STAND_IN_DIR": str(tmp_path_factory.mktemp("marks"))}
+    command = [sys.executable, "-m", "tests.small_run", weights, workdir]
+    command += ["--config.steps=1"]
+    subprocess.run(list(map(str, command)), env=environment, check=True)
+    return workdir
+
+
+def generate(*flags, check=True):
+    command = [sys.executable, "-m", "ar3d_jax.generate", *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_objects_from_a_training_are_the_same_each_time(trained, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a low bench\na box\n")
+    for out in ("one", "two"):
+        generate(
+            f"--checkpoint={trained}",
+            "--prompt=a tall chair",
+            f"--prompts={prompts}",
+            f"--out={tmp_path / out}",
+            "--seed=3",
+        )
+    folders = [p for p in (tmp_path / "one").iterdir() if (p / "plans.json").exists()]
+    assert len(folders) == 3
+    told = {json.loads((f / "plans.json").read_text())["prompt"] for f in folders}
+    assert told == {"a tall chair", "a low bench", "a box"}
+    for folder in folders:
+        for name in ("coarse.glb", "refined.glb", "views.png", "plans.json"):
+            twin = tmp_path / "two" / folder.name / name
+            assert twin.read_bytes() == (folder / name).read_bytes(), name
+    assert (tmp_path / "one" / "index.html").exists()
+
+
+def test_bad_input_is_one_line_and_status_2(trained, tmp_path):
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("ein Stuhl für mich".encode("iso-8859-1"))
+    out = f"--out={tmp_path / 'out'}"
+    cases = {
+        (): "out",
+        (out,): "no prompt",
+        (out, "--prompt= "): "no prompt",
+        (out, f"--prompts={latin}"): "UTF-8",
+        (out, "--prompt=a box", f"--checkpoint={tmp_path}"): "workdir of python -m",
+        (out, "--prompt=a box", "--sede=1"): "sede",
+        (out, f"--checkpoint={trained}", f"--prompt={'word ' * 400}"): "shorten it",
+    }
+    for flags, expected in cases.items():
+        done = generate(*flags, check=False)
+        assert done.returncode == 2, (flags, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert expected in done.stderr.splitlines()[-1], (flags, done.stderr)

@@ -1,0 +1,48 @@
+"""The networks of a run: what belongs together, and decoding in fixed batches."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from ar3d_jax.codec.vqvae import Codec
+from ar3d_jax.config import CodecConfig
+from ar3d_jax.errors import UserError
+from ar3d_jax.models import DECODE_ROWS, decode_rows, load_models
+from ar3d_jax.policy import chat, tokenizer
+from ar3d_jax.sharding import make_mesh
+from tests import small_run
+
+
+def test_decoding_in_batches_is_decoding():
+    config = CodecConfig(resolution=8, channels=(2, 4), blocks=(0, 1), codes=16)
+    codec = Codec(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    codes = rng.integers(16, size=(DECODE_ROWS + 3, config.tokens)).astype(np.int32)
+    logits = decode_rows(codec, codes)
+    assert logits.shape == (DECODE_ROWS + 3, 8, 8, 8)
+    expected = jax.jit(Codec.decode)(codec, codes)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_tokenizer_and_a_codec_that_do_not_belong_together_are_refused(tmp_path):
+    config = small_run.make_weights(tmp_path)
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        models = load_models(config, mesh)
+        assert models.vocab.codes == config.codec.codes
+        other = tokenizer.build([chat.TEMPLATE], codes=config.codec.codes * 2)
+        other.save(tmp_path / "policy")
+        with pytest.raises(UserError, match=r"32 mesh tokens; the codec .* 16 codes"):
+            load_models(config, mesh)
+
+
+def test_missing_weights_are_named(tmp_path):
+    config = small_run.small_config(tmp_path)
+    missing = dataclasses.replace(
+        config, policy=dataclasses.replace(config.policy, weights=str(tmp_path / "no"))
+    )
+    mesh = make_mesh()
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="no tokenizer in"):
+        load_models(missing, mesh)
