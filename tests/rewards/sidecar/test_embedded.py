@@ -1,0 +1,157 @@
+"""Embedded scorers: classes in prompts, ranges of roles, and the shipped weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES
+from ar3d_jax.errors import UserError
+from ar3d_jax.rewards.sidecar import train_embedded
+from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
+
+ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES))
+RANGES = {
+    "preference": (-1, 1),
+    "alignment": (1, 5),
+    "category": (0, 1),
+    "quality": (3, 15),
+    "consistency": (0, 3),
+    "parts": (0, 2),
+}
+WORDS = {"lamp": "lamp", "table": "table", "table lamp": "lamp", "bed": "bed"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random networks, two classes, one example each."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("scorers") / "scorers.safetensors"
+    grids = np.zeros((2, *(parts.CELLS,) * 3), bool)
+    grids[0, :, :, -2:] = grids[1, 4:8, 4:8] = True
+    modules = {
+        "view": networks.ViewEncoder(),
+        "text": networks.TextEncoder(),
+        "points": networks.PointClassifier(2),
+    }
+    bank = torch.nn.functional.normalize(torch.randn(2, networks.EMBEDDING), dim=1)
+    facts = embedded.Facts(
+        classes=["table", "lamp"],
+        words=WORDS,
+        bank=["table", "lamp"],
+        examples={"table": [0], "lamp": [1], "bed": [0]},
+        limits={
+            "table": {"top": [0.1, 0.9]},
+            "lamp": {"stem": [0.1, 0.9]},
+            "bed": {"mattress": [0.1, 0.9]},
+        },
+        match=[0.5, 0.0],
+        report={},
+    )
+    train_embedded.write(path, modules, bank, grids, facts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(weights):
+    return embedded.EmbeddedScorer(weights)
+
+
+def things(seed=0):
+    """Views and points of nothing in particular."""
+    rng = np.random.default_rng(seed)
+    views = rng.integers(0, 256, (6, 224, 224, 3)).astype(np.uint8)
+    return views, rng.uniform(-0.5, 0.5, (2048, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        ("a lamp", "lamp"),
+        ("a table lamp with base, stem and bed", "lamp"),
+        ("tall LAMPS on a table", "table"),
+        ("a low thing with a lamp", "lamp"),  # no noun before "with"
+        ("two tables, beside a bed", "table"),
+        ("a bedside thing", None),
+    ],
+)
+def test_class_in_a_prompt(prompt, kind):
+    assert embedded.class_in(prompt, WORDS) == kind
+
+
+def test_all_roles_are_in_their_ranges(scorer):
+    for seed in range(3):
+        scores = scorer.score("a table", *things(seed), ROLES)
+        assert scores.keys() == set(ROLES)
+        for role, (value, reason) in scores.items():
+            low, high = RANGES[role]
+            assert low <= value <= high, role
+            assert reason is None
+
+
+def test_only_what_is_asked_is_answered_and_the_same_each_time(scorer):
+    together = scorer.score("a lamp", *things(), ROLES)
+    for role in ROLES:
+        assert scorer.score("a lamp", *things(), (role,)) == {role: together[role]}
+
+
+def test_an_empty_object_is_scored(scorer):
+    views = np.full((6, 224, 224, 3), 255, np.uint8)
+    scores = scorer.score("a lamp", views, np.zeros((0, 3), np.float32), ROLES)
+    assert scores["category"] == (0.0, None)
+    assert scores["parts"] == (0.0, None)
+    assert all(np.isfinite(value) for value, _ in scores.values())
+
+
+def test_a_prompt_without_a_known_noun_takes_the_nearest_caption(scorer):
+    for role, (value, _) in scorer.score("???", *things(), ROLES).items():
+        assert np.isfinite(value), role
+
+
+def test_files_that_are_missing_or_do_not_fit_are_named(weights, tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*\.json.*rebuild it with"):
+        embedded.EmbeddedScorer(tmp_path / "scorers.safetensors")
+    copy = tmp_path / "scorers.safetensors"
+    facts = weights.with_suffix(".json").read_text()
+    copy.with_suffix(".json").write_text(facts)
+    with pytest.raises(UserError, match=r"cannot read .*\.safetensors"):
+        embedded.EmbeddedScorer(copy)
+    copy.write_bytes(weights.read_bytes())
+    more = json.loads(facts) | {"classes": ["table", "lamp", "bed"]}
+    copy.with_suffix(".json").write_text(json.dumps(more))
+    with pytest.raises(UserError, match=r"points\.all.* of shape .*, expected"):
+        embedded.EmbeddedScorer(copy)
+
+
+def test_the_shipped_scorers_know_held_out_objects():
+    """What was measured when they were trained; the numbers are docs/scorers.md's."""
+    report = embedded.EmbeddedScorer(embedded.WEIGHTS).facts.report
+    found = report["retrieval"]
+    assert found["objects"] >= 70
+    for way in ("image to text", "text to image"):
+        assert found[f"{way}, top 5"] > 4 * found["chance, top 5"]
+    means = report["roles"]
+    for role in ROLES:
+        assert means["right"][role] > means["other class"][role], role
+        assert means["right"][role] > means["only dust"][role], role
+        assert means["0% wrong tokens"][role] > means["50% wrong tokens"][role], role
+
+
+def test_the_shipped_scorers_prefer_a_table_to_a_blob_for_a_table():
+    scorer = embedded.EmbeddedScorer(embedded.WEIGHTS)
+    rng = np.random.default_rng(0)
+    top = rng.uniform((-0.5, -0.3, 0.2), (0.5, 0.3, 0.25), (1400, 3))
+    corners = rng.choice([-1, 1], (648, 2)) * (0.45, 0.25)
+    legs = np.concatenate([corners, rng.uniform(-0.25, 0.2, (648, 1))], axis=1)
+    legs[:, :2] += rng.uniform(-0.03, 0.03, (648, 2))
+    table = rng.permutation(np.concatenate([top, legs])).astype(np.float32)
+    blob = rng.normal(size=(2048, 3))
+    blob = (0.4 * blob / np.linalg.norm(blob, axis=1, keepdims=True)).astype(np.float32)
+    views, _ = things()
+    wanted = ("category", "parts")
+    of_table = scorer.score("a table with top and four legs", views, table, wanted)
+    of_blob = scorer.score("a table with top and four legs", views, blob, wanted)
+    assert of_table["category"] == (1.0, None)
+    assert of_blob["category"] == (0.0, None)
+    assert of_table["parts"][0] > of_blob["parts"][0] + 0.5
