@@ -1,6 +1,6 @@
 """How well the shipped codec reconstructs objects it never saw: one JSON line.
 
-    python benchmarks/codec.py --catalog=data/catalog [--picture=docs/images/codec.png]
+    python -m benchmarks.codec --catalog=data/catalog [--picture=docs/images/codec.png]
 
 `held_out_iou` is the mean voxel IoU of held-out objects with decode(encode(object));
 `unquantised_iou` is the same without the codebook, the limit of these networks;
@@ -9,6 +9,7 @@ reconstructions.
 """
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def draw(codec: Codec, voxels: np.ndarray, names: list[str], path: Path) -> None
     grids = np.stack([originals, decode_rows(codec, tokens)], axis=1)
     grids = grids.reshape(-1, *voxels.shape[1:])
     render = Config().render
-    log_dir = path.parent / "logs"
-    with Scoring(render, None, voxels.shape[1], 2 * SHOWN, log_dir) as scoring:
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        Scoring(render, None, voxels.shape[1], 2 * SHOWN, logs) as scoring,
+    ):
         ticket = scoring.submit(grids, [""] * len(grids), "coarse", keep_views=True)
         views = scoring.views(ticket)
     labels = [f"{name}: {kind}" for name in names for kind in ("voxels", "decoded")]
