@@ -510,7 +510,7 @@ class SftConfig:
     codec: CodecConfig = CodecConfig()  # which codec makes the shape tokens
     mesh: MeshConfig = MeshConfig()  # devices
     catalog: str = "data/catalog"  # folder with the catalog and augmented.npz
-    steps: int = 3000  # our choice: some 65 captions per object, 50 minutes on 2 cores
+    steps: int = 2000  # our choice: some 45 captions an object, 35 minutes on 2 cores
     batch: int = 16  # examples per step, three sequences each; our choice
     seed: int = 0  # of weights and order
     lr: float = 2e-3  # peak; our choice for a model of 2.4 M parameters
