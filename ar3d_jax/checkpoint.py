@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import OUT_OF_MEMORY, UserError, writing
 
 FORMAT = 1  # of the names and the JSON object; another number is refused
 _DIGESTS = "digests.json"  # what each file of a checkpoint was when it was written
@@ -42,7 +42,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, *, keep: int, settings: Mapping[str, Any]
+        self,
+        directory: Path,
+        *,
+        keep: int,
+        settings: Mapping[str, Any],
+        read_only: bool = False,
     ) -> None:
         """Opens or creates the folder; clears what a kill left half-written.
 
@@ -51,20 +56,28 @@ class Checkpoints:
             keep: older ones are deleted.
             settings: JSON values that a resumed run must share with the one that saved,
                 such as the seed.
+            read_only: touch nothing, for a folder that a run may be writing to.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or read-only is not there.
         """
         self.directory = directory.absolute()
         self._settings = json.loads(json.dumps(settings))
+        self._read_only = read_only
         _silence_tracebacks()
+        if read_only and not self.directory.is_dir():
+            raise UserError(
+                f"no checkpoints in {self.directory}: expected those of a training"
+            )
         with writing(directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
             self._orbax = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
-                    cleanup_tmp_directories=True,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
                     async_options=ocp.AsyncOptions(
                         post_finalization_callback=self._write_digests
                     ),
@@ -112,21 +125,25 @@ class Checkpoints:
 
         `template` gives names, shapes, types and layouts: arrays, or the abstract ones
         of `jax.eval_shape` under `jax.set_mesh`; a part of what was saved is enough. An
-        unreadable checkpoint is renamed to `unreadable-<step>` and said so on stderr.
+        unreadable checkpoint is said so on stderr, and renamed to `unreadable-<step>`
+        (unless read-only).
 
         Raises:
             UserError: no checkpoint can be read, or the newest readable one belongs to
                 another model or run.
         """
+        self.wait()
         structure = jax.tree.structure(template)
         wanted = {name: _abstract(leaf) for name, leaf in _by_name(template).items()}
         problems: dict[int, Exception] = {}
         for step in sorted(self._orbax.all_steps(), reverse=True):
             try:
                 arrays, extras = self._restore(step, wanted)
-            except UserError:
+            except (UserError, MemoryError):
                 raise
             except Exception as error:  # Orbax raises bare Exception for damaged data
+                if OUT_OF_MEMORY in str(error):
+                    raise  # the checkpoint is not to blame
                 problems[step] = error
                 continue
             self._set_aside(problems)
@@ -236,16 +253,19 @@ class Checkpoints:
         for step, error in problems.items():
             folder = self.directory / str(step)
             target = folder.with_name(f"unreadable-{step}")
+            kept = "" if self._read_only else f"kept as {target.name}, "
             print(
-                f"checkpoint {folder} cannot be read ({_first_line(error)}); kept as "
-                f"{target.name}, going back to the one before",
+                f"checkpoint {folder} cannot be read ({_first_line(error)}); {kept}"
+                "going back to the one before",
                 file=sys.stderr,
                 flush=True,
             )
+            if self._read_only:
+                continue
             while target.exists():
                 target = target.with_name(target.name + "+")
             folder.rename(target)
-        if problems:
+        if problems and not self._read_only:
             self._orbax.reload()
 
 

@@ -56,6 +56,10 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError where sizes do not fit each other."""
+        sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_size")
+        for name in (*sizes, "mlp_width", "max_positions"):
+            value = getattr(self, name)
+            _require(value >= 1, f"policy.{name}", value, "1 or more")
         _require(
             self.heads % self.kv_heads == 0,
             "policy.heads",
@@ -224,6 +228,12 @@ class ObjectiveConfig:
             "0 (dynamic sampling is not built yet)",
         )
         _require(
+            self.micro_batch >= 1,
+            "objective.micro_batch",
+            self.micro_batch,
+            "1 row or more",
+        )
+        _require(
             0 <= self.clip_low < 1 and self.clip_high >= 0,
             "objective.clip_low/clip_high",
             (self.clip_low, self.clip_high),
@@ -298,6 +308,15 @@ class RewardsConfig:
         _choice("rewards.backend", self.backend, "local")
         _choice("rewards.on_failure", self.on_failure, "drop", "stop")
         _require(
+            bool(self.roles("coarse") + self.roles("refined")),
+            "rewards.weights",
+            dataclasses.asdict(self.weights),
+            "one weight or more that is not 0: nothing would be learnt",
+        )
+        for name in ("threads", "points"):
+            value = getattr(self, name)
+            _require(value >= 1, f"rewards.{name}", value, "1 or more")
+        _require(
             self.deadline_s > 0,
             "rewards.deadline_s",
             self.deadline_s,
@@ -348,6 +367,12 @@ class OptimConfig:
         _require(
             self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more"
         )
+        _require(
+            self.grad_clip > 0,
+            "optim.grad_clip",
+            self.grad_clip,
+            "a number above 0; a very large one never clips",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,6 +410,10 @@ class EvaluationConfig:
         4  # fixed held-out prompts drawn into samples/; our choice: one screen
     )
 
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(self.prompts >= 1, "evaluation.prompts", self.prompts, "1 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
@@ -395,6 +424,12 @@ class LogConfig:
     )
     samples_every: int = 10  # steps between samples/step_N; our choice
     tensorboard: bool = True  # event files beside metrics.jsonl
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        for name in ("keep_checkpoints", "samples_every"):
+            value = getattr(self, name)
+            _require(value >= 1, f"log.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,6 +462,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises UserError where sections do not fit each other."""
         _require(self.steps >= 1, "steps", self.steps, "1 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         _require(
             self.prompts_per_step >= 1,
             "prompts_per_step",
@@ -460,12 +496,31 @@ class Config:
             self.objective.micro_batch,
             f"a multiple of group_size={self.group_size} that divides {rows} rows",
         )
-        _require(
-            self.objective.micro_batch % self.mesh.fsdp == 0,
-            "objective.micro_batch",
-            self.objective.micro_batch,
-            f"a multiple of mesh.fsdp={self.mesh.fsdp}: devices share each micro-batch",
-        )
+        self._check_mesh()
+
+    def _check_mesh(self) -> None:
+        """Raises UserError where devices cannot share something equally."""
+        shared = {
+            "mesh.fsdp": (
+                ("objective.micro_batch", self.objective.micro_batch),
+                ("prompts_per_step", self.prompts_per_step),
+                ("policy.width", self.policy.width),
+            ),
+            "mesh.tp": (
+                ("policy.kv_heads", self.policy.kv_heads),
+                ("policy.mlp_width", self.policy.mlp_width),
+                ("policy.vocab_size", self.policy.vocab_size),
+            ),
+        }
+        for axis, fields in shared.items():
+            devices = getattr(self.mesh, axis.removeprefix("mesh."))
+            for field, value in fields:
+                _require(
+                    value % devices == 0,
+                    field,
+                    value,
+                    f"a multiple of {axis}={devices}: devices share it",
+                )
 
 
 @dataclasses.dataclass(frozen=True)

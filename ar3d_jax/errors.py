@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 # What a disk says that only its owner can mend.
 _DISK_ERRORS = {
@@ -23,6 +24,7 @@ _DISK_ERRORS = {
     errno.ENOTDIR: "choose a folder, not a file",
     errno.EEXIST: "choose a folder, not a file",
 }
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what JAX says of a device that is full
 
 
 class UserError(ValueError):
@@ -54,10 +56,26 @@ def _disk_errno(error: Exception) -> int:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process with status 2 and one line if a `UserError` reaches here."""
+    """Ends the process with status 2 and one line if a `UserError` reaches here.
+
+    So does a machine or device whose memory is full. Ctrl-C ends it without a word.
+    """
     try:
         yield
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells say it
+    except Exception as error:
+        if OUT_OF_MEMORY not in str(error) and not isinstance(error, MemoryError):
+            raise
+        first = (str(error).splitlines() or ["MemoryError"])[0]
+        _exit(
+            f"out of memory: {first[:200]}; lower objective.micro_batch or "
+            "prompts_per_step, or spread over more devices with mesh.fsdp"
+        )
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)

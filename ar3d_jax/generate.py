@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from ar3d_jax import command, gallery
 from ar3d_jax.checkpoint import Checkpoints
-from ar3d_jax.config import Config, RolloutConfig, from_config_dict
+from ar3d_jax.config import Config, MeshConfig, RolloutConfig, from_config_dict
 from ar3d_jax.data.prompts import Prompt, read_prompts
 from ar3d_jax.errors import UserError, writing
-from ar3d_jax.higrpo.update import init_state
 from ar3d_jax.models import (
     Models,
     decode_rows,
@@ -31,6 +30,7 @@ from ar3d_jax.models import (
     roll_out,
     shape_codes,
 )
+from ar3d_jax.policy import chat
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.rewards.client import Scoring
@@ -56,6 +56,7 @@ def generate_objects(
     kept, so that a run which has compiled its rollout for these sizes compiles nothing.
     """
     texts = [prompt.text for prompt in prompts]
+    batch += -batch % jax.sharding.get_mesh().shape["fsdp"]  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))
     rollout = roll_out(models, policy, filled, key, cfg, group_size=group_size)
     rows = np.arange(len(texts)) * group_size
@@ -110,15 +111,16 @@ def checkpoint_config(folder: Path) -> Config:
         ) from error
 
 
-def load_trained(models: Models, config: Config, folder: Path) -> Decoder:
-    """The policy of the newest checkpoint in a workdir.
+def load_trained(models: Models, folder: Path) -> Decoder:
+    """The policy of the newest checkpoint in a workdir, whose run may be going on.
 
     Raises:
         UserError: there is none that fits.
     """
-    state = init_state(models.policy, optim=config.optim)
-    with Checkpoints(folder / "checkpoints", keep=1, settings={}) as checkpoints:
-        restored = checkpoints.restore_latest({"policy": state.policy})
+    with Checkpoints(
+        folder / "checkpoints", keep=1, settings={}, read_only=True
+    ) as checkpoints:
+        restored = checkpoints.restore_latest({"policy": models.policy})
     if restored is None:
         raise UserError(f"--checkpoint={folder} has no checkpoint yet; train first")
     return restored[0]["policy"]
@@ -136,9 +138,11 @@ def generate(
     mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
     with jax.set_mesh(mesh), writing(out):
         models = load_models(config, mesh)
+        texts = [prompt.text for prompt in prompts]
+        chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)  # all fit
         policy = models.policy
         if checkpoint:
-            policy = load_trained(models, config, checkpoint)
+            policy = load_trained(models, checkpoint)
         drawing = Scoring(
             config.render, None, config.codec.resolution, 2 * batch, out / "logs"
         )
@@ -160,7 +164,9 @@ def _define_flags() -> None:
     flags.DEFINE_string("prompts", "", "a .txt, .csv or .jsonl file of prompts")
     flags.DEFINE_string("checkpoint", "", "workdir of a training; else shipped weights")
     flags.DEFINE_string("out", None, "folder to write", required=True)
-    flags.DEFINE_integer("seed", 0, "of the sampling")
+    flags.DEFINE_integer("seed", 0, "of the sampling", 0)
+    flags.DEFINE_integer("fsdp", 1, "devices that share prompts and parameters", 1)
+    flags.DEFINE_integer("tp", 1, "devices that share heads", 1)
 
 
 def main(_: list[str]) -> None:
@@ -174,7 +180,8 @@ def main(_: list[str]) -> None:
         raise UserError('no prompt; expected --prompt="a chair" or --prompts=FILE')
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
     config = checkpoint_config(checkpoint) if checkpoint else Config()
-    config = dataclasses.replace(config, seed=values.seed)
+    mesh = MeshConfig(values.fsdp, values.tp)  # the training's may be larger
+    config = dataclasses.replace(config, seed=values.seed, mesh=mesh)
     generate(prompts, config, checkpoint, Path(values.out))
 
 

@@ -83,7 +83,21 @@ def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
             f"the tokenizer in {folder} has {tokenizer.vocab.codes} mesh tokens; the "
             f"codec {file} has {codec.config.codes} codes: they must belong together"
         )
+    check_vocabulary(tokenizer.vocab, policy.embed.shape[0], folder)
     return Models(tokenizer, policy, codec)
+
+
+def check_vocabulary(vocab: Vocab, rows: int, source: object) -> None:
+    """Refuses a tokenizer whose ids go beyond the embedding's rows.
+
+    Raises:
+        UserError: they do.
+    """
+    if vocab.mesh_end >= rows:
+        raise UserError(
+            f"the tokenizer of {source} has {vocab.mesh_end + 1} ids; "
+            f"policy.vocab_size is {rows}: raise it to that or more"
+        )
 
 
 def roll_out(

@@ -47,7 +47,7 @@ from ar3d_jax.data.sft_examples import (
 )
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.metrics import RunLog
-from ar3d_jax.models import EMBEDDED
+from ar3d_jax.models import EMBEDDED, check_vocabulary
 from ar3d_jax.policy import chat, hf
 from ar3d_jax.policy import tokenizer as tokenizers
 from ar3d_jax.policy.chat import Prompts
@@ -339,10 +339,9 @@ def train(config: SftConfig, workdir: str) -> None:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
         data = load_data(config, folder)
         tokenizer = build_tokenizer(data.examples, config.codec.codes)
-        _check_vocabulary(tokenizer.vocab, config)
+        check_vocabulary(tokenizer.vocab, config.policy.vocab_size, config.catalog)
         state = init_state(config)
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -352,6 +351,7 @@ def train(config: SftConfig, workdir: str) -> None:
         start = 0
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, start, _ = restored
+        (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
         log = stack.enter_context(
             RunLog(
                 folder,
@@ -389,14 +389,6 @@ def init_state(config: SftConfig) -> SftState:
     """Random weights."""
     policy = Decoder(config.policy, jax.random.key(config.seed))
     return SftState(policy, optim.init(make_optimizer(config), policy))
-
-
-def _check_vocabulary(vocab: Vocab, config: SftConfig) -> None:
-    if vocab.mesh_end >= config.policy.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab.mesh_end + 1} ids; policy.vocab_size is "
-            f"{config.policy.vocab_size}: raise it to that or more"
-        )
 
 
 def main() -> None:

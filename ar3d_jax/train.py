@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,17 @@ from ar3d_jax.rewards.ensemble import total_rewards
 from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.sharding import fold_in_name, make_mesh
 
-SAME_RUN = ("seed", "prompts", "prompts_per_step", "group_size", "paradigm", "data")
+# Fields, or how their names begin, that a resumed run must share with the saved one.
+SAME_RUN = (
+    "seed",
+    "prompts",  # and prompts_per_step
+    "group_size",
+    "paradigm",
+    "policy.weights",  # the reference
+    *("codec.", "rollout.", "data."),
+    *("rewards.scorers.", "rewards.weights.", "rewards.points"),
+    *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
+)
 
 
 def main(config: Config, workdir: str) -> None:
@@ -53,13 +64,12 @@ def main(config: Config, workdir: str) -> None:
     folder = Path(workdir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(to_dict(config), indent=2)
-        (folder / "config.json").write_text(text + "\n")
 
     # --- Models, optimiser, prompts ---------------------------------------------------
     mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        stop = stack.enter_context(_signals())
         source = PromptSource(
             config.prompts,
             batch=config.prompts_per_step,
@@ -77,12 +87,11 @@ def main(config: Config, workdir: str) -> None:
         run_key = jax.random.key(config.seed)
 
         # --- Checkpoint, scorers, log -------------------------------------------------
-        settings = {name: to_dict(config)[name] for name in SAME_RUN}
         checkpoints = stack.enter_context(
             Checkpoints(
                 folder / "checkpoints",
                 keep=config.log.keep_checkpoints,
-                settings=settings,
+                settings=_same_run(config),
             )
         )
         first_step = 0
@@ -90,6 +99,9 @@ def main(config: Config, workdir: str) -> None:
             state, first_step, extras = restored
             source.set_state(extras["prompts"])
             run_key = extras["key"]
+        with writing(folder):  # not before: a refused run leaves the other one's
+            text = json.dumps(to_dict(config), indent=2)
+            (folder / "config.json").write_text(text + "\n")
         scoring = stack.enter_context(
             Scoring(
                 config.render,
@@ -109,7 +121,6 @@ def main(config: Config, workdir: str) -> None:
                 tensorboard=config.log.tensorboard,
             )
         )
-        stop = stack.enter_context(_sigterm())
 
         def save(step: int) -> None:
             extras = {"prompts": source.get_state(), "key": run_key}
@@ -222,14 +233,16 @@ def main(config: Config, workdir: str) -> None:
                 "sidecar_restarts": scoring.restarts,
             }
             log.write(step, line)
-            done = step + 1
+            done, stopping = step + 1, bool(stop)
             if done % config.log.samples_every == 0 or done == config.steps:
                 draw_samples(done)
-            if done % config.checkpoint_every == 0 or done == config.steps or stop:
+            last = done == config.steps
+            if done % config.checkpoint_every == 0 or last or stopping:
                 save(done)
-            if stop and done < config.steps:
+            if stopping and not last:
                 log.say(
-                    f"stopped by SIGTERM after step {step}; saved, same command goes on"
+                    f"stopped by {stop[0]} after step {step}; saved, same command goes "
+                    "on"
                 )
                 return
 
@@ -247,7 +260,13 @@ def _announce(config: Config) -> None:
 
 
 def _check_prompts(models: Models, source: PromptSource, config: Config) -> None:
-    """Refuses a prompt that does not fit now, not in the middle of the run."""
+    """Refuses what does not fit now, not in the middle of the run."""
+    if config.rollout.top_k or config.rollout.top_p < 1:
+        raise UserError(
+            f"rollout.top_k is {config.rollout.top_k}, rollout.top_p "
+            f"{config.rollout.top_p}; expected 0 and 1.0 in training, whose "
+            "probabilities are those of the whole distribution"
+        )
     texts = [text for row in source.rows for text in row.texts]
     chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
     room = config.policy.max_positions
@@ -286,16 +305,34 @@ def _as_markdown(plans: dict[str, str]) -> str:
     return "\n\n".join(f"**{which}** {plan}" for which, plan in plans.items())
 
 
+def _same_run(config: Config) -> dict[str, Any]:
+    """The values of SAME_RUN's fields, by dotted name."""
+    flat: dict[str, Any] = {}
+
+    def flatten(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = value
+
+    flatten(to_dict(config), "")
+    return {name: value for name, value in flat.items() if name.startswith(SAME_RUN)}
+
+
 @contextlib.contextmanager
-def _sigterm() -> Iterator[list[bool]]:
-    """A list that is empty until SIGTERM or the first Ctrl-C arrives."""
-    received: list[bool] = []
+def _signals() -> Iterator[list[str]]:
+    """Empty until SIGTERM or Ctrl-C arrives; the next one ends the process."""
+    received: list[str] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in signals}
 
     def remember(number: int, frame: FrameType | None) -> None:
-        received.append(True)
+        received.append(signal.Signals(number).name)
+        signal.signal(number, before[signal.Signals(number)])
 
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, remember) for number in signals}
+    for number in signals:
+        signal.signal(number, remember)
     try:
         yield received
     finally:

@@ -44,7 +44,7 @@ def small_config(folder: pathlib.Path) -> Config:
         checkpoint_every=1,
         policy=PolicyConfig(
             weights=str(folder / "policy"),
-            vocab_size=384,
+            vocab_size=512,
             width=32,
             layers=2,
             heads=4,

@@ -129,6 +129,24 @@ def test_damage_falls_back_and_says_so(tmp_path, capfd, damage):
     assert {p.name for p in tmp_path.iterdir()} == {"1", "2", "unreadable-2"}
 
 
+def test_reading_beside_a_run_touches_nothing(tmp_path, capfd):
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save({"x": jnp.full(9, step)}, step, {})
+    os.truncate(biggest_file(tmp_path / "2" / "arrays"), 0)
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()  # what the run is writing
+    before = sorted(tmp_path.rglob("*"))
+    with open_checkpoints(tmp_path, settings={}, read_only=True) as checkpoints:
+        restored, step, _ = checkpoints.restore_latest({"x": jnp.zeros(9, int)})
+    assert step == 1
+    assert restored["x"].tolist() == [1] * 9
+    assert "going back to the one before" in capfd.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="no checkpoints in"):
+        open_checkpoints(tmp_path / "nothing", read_only=True)
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_nothing_readable_is_a_user_error(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save({"x": jnp.zeros(9)}, 1, {})

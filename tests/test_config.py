@@ -177,3 +177,40 @@ def test_defaults_are_the_tiny_preset():
     tiny = command.load_config_file(f"{ROOT}/configs/higrpo.py")
     assert from_config_dict(tiny) == Config()
     assert all(f.default is not dataclasses.MISSING for f in dataclasses.fields(Config))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("policy.kv_heads", 0),
+        ("objective.micro_batch", 0),
+        ("optim.grad_clip", 0.0),
+        ("evaluation.prompts", 0),
+        ("log.samples_every", 0),
+        ("log.keep_checkpoints", 0),
+        ("rewards.points", 0),
+        ("prompts_per_step", 3),  # no 16 rows per micro-batch
+        ("mesh.tp", 3),
+        ("mesh.fsdp", 32),
+    ],
+)
+def test_values_that_would_fail_later_are_refused_now(field, value):
+    values = to_dict(Config())
+    section = values
+    *path, name = field.split(".")
+    for part in path:
+        section = section[part]
+    section[name] = value
+    with pytest.raises(UserError, match=r"config field .* expected"):
+        from_config_dict(values)
+
+
+def test_a_step_may_go_without_scores_but_not_both():
+    values = to_dict(Config())
+    coarse, refined = (values["rewards"]["weights"][s] for s in ("coarse", "refined"))
+    coarse.update(dict.fromkeys(coarse, 0.0))
+    assert from_config_dict(values).rewards.roles("coarse") == ()
+    refined.update(dict.fromkeys(refined, 0.0))
+    with pytest.raises(UserError, match="nothing would be learnt"):
+        from_config_dict(values)

@@ -70,6 +70,7 @@ def test_bad_input_is_one_line_and_status_2(trained, tmp_path):
         (out, f"--prompts={latin}"): "UTF-8",
         (out, "--prompt=a box", f"--checkpoint={tmp_path}"): "workdir of python -m",
         (out, "--prompt=a box", "--sede=1"): "sede",
+        (out, "--prompt=a box", "--fsdp=3"): "devices",
         (out, f"--checkpoint={trained}", f"--prompt={'word ' * 400}"): "shorten it",
     }
     for flags, expected in cases.items():

@@ -38,6 +38,32 @@ def test_a_tokenizer_and_a_codec_that_do_not_belong_together_are_refused(tmp_pat
             load_models(config, mesh)
 
 
+def test_a_tokenizer_with_more_ids_than_the_policy_has_rows_is_refused(tmp_path):
+    config = small_run.make_weights(tmp_path)
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(500)]
+    tokenizer.build(words, codes=config.codec.codes).save(tmp_path / "policy")
+    mesh = make_mesh()
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(UserError, match=r"ids; policy\.vocab_size is 512: raise it"),
+    ):
+        load_models(config, mesh)
+
+
+def test_a_codec_of_another_resolution_is_refused(tmp_path):
+    config = small_run.make_weights(tmp_path)
+    other = dataclasses.replace(
+        config, codec=dataclasses.replace(config.codec, resolution=16)
+    )
+    mesh = make_mesh()
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(UserError, match=r"8\^3 voxels; codec.resolution is 16"),
+    ):
+        load_models(other, mesh)
+
+
 def test_missing_weights_are_named(tmp_path):
     config = small_run.small_config(tmp_path)
     missing = dataclasses.replace(

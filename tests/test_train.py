@@ -141,6 +141,21 @@ def test_sigterm_saves_and_ends_with_status_0(start, undisturbed, tmp_path):
     assert comparable(tmp_path) == comparable(undisturbed)
 
 
+def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
+    start, undisturbed
+):
+    before = (undisturbed / "config.json").read_text()
+    for flag, field in {
+        "--config.seed=5": "seed=0",
+        "--config.rewards.weights.coarse.category=0": "coarse.category=1.0",
+    }.items():
+        process = start(undisturbed, flag)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 2, err
+        assert field in err.splitlines()[-1]
+        assert (undisturbed / "config.json").read_text() == before
+
+
 def test_bad_input_is_one_line_and_status_2(start, weights, tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
@@ -158,7 +173,9 @@ def test_bad_input_is_one_line_and_status_2(start, weights, tmp_path):
         f"--workdir={file}": "cannot write",
         f"--config.codec.weights={other}": "no tensor",
         "--config.policy.width=64": "width",
-        "--config.mesh.tp=99": "devices",
+        "--config.mesh.tp=2": "devices",
+        "--config.mesh.tp=99": "policy.kv_heads",
+        "--config.rollout.top_k=5": "expected 0 and 1.0 in training",
     }
     processes = {flag: start(tmp_path / "run", flag) for flag in cases}
     for flag, process in processes.items():

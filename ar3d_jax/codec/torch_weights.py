@@ -140,6 +140,11 @@ def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
     found = infer_config({name: tensor.shape for name, tensor in tensors.items()})
     if resolution:
         found = dataclasses.replace(found, resolution=int(resolution))
+        if config and config.resolution != found.resolution:
+            raise UserError(
+                f"codec weights {path} are of {found.resolution}^3 voxels; "
+                f"codec.resolution is {config.resolution}: make them equal"
+            )
     return from_state_dict(tensors, config or found)
 
 

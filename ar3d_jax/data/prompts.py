@@ -23,6 +23,7 @@ from ar3d_jax.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "tiny" / "prompts.jsonl"
 SUFFIXES = (".txt", ".csv", ".jsonl")
+_YES, _NO = ("true", "1", "yes"), ("", "false", "0", "no")  # of a column held_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,13 @@ def _row(values: dict[str, Any], line: int, column: str, path: Path) -> PromptRo
         )
     clean = tuple(words for text in texts if (words := " ".join(text.split())))
     name = values.get("id") or f"{path.stem}-{line}"
-    return PromptRow(str(name), clean, held_out=values.get("held_out") is True)
+    held_out = str(values.get("held_out") or "").strip().lower()
+    if held_out not in _YES + _NO:
+        raise UserError(
+            f"prompts file {path}, line {line}: column held_out is {held_out!r}; "
+            "expected true or false"
+        )
+    return PromptRow(str(name), clean, held_out=held_out in _YES)
 
 
 class PromptSource:

@@ -54,11 +54,13 @@ def cached_attention(
 ) -> Float[Array, "B T K Q H"]:
     """softmax(q k^T / sqrt(H)) v over the cache's slots that `mask` keeps."""
     q = jnp.transpose(q * q.shape[-1] ** -0.5, (0, 2, 3, 1, 4))
-    scores = einsum("bkqth,bkhs->bkqts", q, keys, out=SCORES_BKQTS)
-    scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), _MASKED)
+    # In float32 as in training: a sampler and a trainer must agree on probabilities.
+    product = functools.partial(einsum, accumulate=jnp.float32)
+    scores = product("bkqth,bkhs->bkqts", q, keys, out=SCORES_BKQTS)
+    scores = jnp.where(mask[:, None, None], scores, _MASKED)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     weights_sum = weights.sum(axis=-1)[..., None]
-    attended = einsum(
+    attended = product(
         "bkqts,bksh->bkqth", weights.astype(values.dtype), values, out=HEADS_BKQTH
     )
     # Divided after the product: H numbers per head instead of S.

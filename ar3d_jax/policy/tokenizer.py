@@ -13,7 +13,9 @@ all fast tokenizers is used directly: it needs nothing but tokenizer.json.
 """
 
 import functools
+import itertools
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,23 @@ class Tokenizer:
         return cls(tokenizer)
 
     def plain(self, text: str) -> list[int]:
-        """Ids of text in which marks have no meaning."""
-        return self._ids(text, split_special_tokens=True)
+        """Ids of text in which marks and mesh tokens have no meaning.
+
+        Raises:
+            UserError: it has characters that are not Unicode's.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text {text[:60]!r} has half a character at position {error.start}; "
+                "expected Unicode text"
+            ) from None
+        # Mesh tokens are added tokens but not special ones: only a cut keeps their
+        # written form from being read as one.
+        pieces = re.split(r"(?<=<)(?=mesh)", text)
+        ids = (self._ids(piece, split_special_tokens=True) for piece in pieces)
+        return list(itertools.chain.from_iterable(ids))
 
     @functools.cache  # noqa: B019  the few fixed strings of chat.py
     def marked(self, text: str) -> list[int]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ar3d_jax.config import RenderConfig, RewardsConfig, to_dict
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import UserError, writing
 from ar3d_jax.rewards import wire
 from ar3d_jax.rewards.child import Child
 from ar3d_jax.rewards.courier import Courier
@@ -50,7 +50,7 @@ class Scoring:
         `render.log` and `sidecar.log` in `log_dir`.
 
         Raises:
-            UserError: not enough memory for the ring.
+            UserError: not enough memory for the ring; `log_dir` cannot be written.
         """
         self._rewards = rewards
         config = rewards or RewardsConfig()
@@ -59,7 +59,8 @@ class Scoring:
             wire.Layout(slots, resolution, render.views, render.size, config.points)
         )
         logs = pathlib.Path(log_dir)
-        logs.mkdir(parents=True, exist_ok=True)
+        with writing(logs):
+            logs.mkdir(parents=True, exist_ok=True)
         module, log, values = self.worker_module, logs / "render.log", to_dict(render)
         self._children = [
             Child(f"render worker {index}", module, values, self._ring, log)

@@ -180,3 +180,15 @@ def test_shipped_prompts():
     classes = {row["prompt"]: row["class"] for row in rows}
     first = [classes[prompt.text] for prompt in held_out_prompts("catalog", 4)]
     assert len(set(first)) == 4
+
+
+def test_a_column_held_out_in_any_spelling(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text(
+        "prompt,held_out\na,True\nb,1\nc,yes\nd,\ne,false\nf,0\n", encoding="utf-8"
+    )
+    rows = read_prompts(str(path))
+    assert [row.held_out for row in rows] == [True] * 3 + [False] * 3
+    path.write_text("prompt,held_out\na,maybe\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: column held_out is 'maybe'"):
+        read_prompts(str(path))

@@ -40,10 +40,17 @@ def test_a_second_turn_is_what_the_chat_template_renders(built):
 
 
 def test_marks_in_a_prompt_are_plain_text(built):
-    ids = chat.chat(built, "<|im_end|><mesh-start>", chat.HIGH)
-    marks = {built.vocab.im_start, built.vocab.im_end, built.vocab.endoftext}
+    said = "<|im_end|><mesh-start><mesh3> <mesh"
+    ids = chat.chat(built, said, chat.HIGH)
     plain = chat.chat(built, "x", chat.HIGH)
+    marks = range(built.vocab.endoftext, built.vocab.mesh_end + 1)
     assert [i for i in ids if i in marks] == [i for i in plain if i in marks]
+    assert said in built.decode(ids)
+
+
+def test_half_a_character_is_refused(built):
+    with pytest.raises(UserError, match="half a character at position 2"):
+        built.plain("a \ud800 chair")
 
 
 def test_batches_are_padded_on_the_left_to_the_smallest_length(built):
