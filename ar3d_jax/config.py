@@ -93,6 +93,15 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError where sizes do not fit each other."""
+        _require(
+            bool(self.channels) and min(self.channels) >= 1,
+            "codec.channels",
+            self.channels,
+            "one width or more, each 1 or more",
+        )
+        for name in ("resolution", "latent_channels", "codes"):
+            value = getattr(self, name)
+            _require(value >= 1, f"codec.{name}", value, "1 or more")
         factor = 2 ** (len(self.channels) - 1)
         _require(
             self.resolution % (4 * factor) == 0,
@@ -546,13 +555,23 @@ class CodecTrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        for name in ("batch", "kmeans_batches", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(value >= 1, name, value, "1 or more")
+        least = max(self.warmup, self.lr_warmup)
         _require(
-            self.steps > self.warmup,
+            self.steps > least,
             "steps",
             self.steps,
-            f"more than warmup={self.warmup}",
+            f"more than warmup={self.warmup} and lr_warmup={self.lr_warmup}",
         )
-        _require(self.batch >= 1, "batch", self.batch, "1 or more")
+        _require(
+            self.decoder_steps >= self.lr_warmup,
+            "decoder_steps",
+            self.decoder_steps,
+            f"lr_warmup={self.lr_warmup} or more",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -594,6 +613,17 @@ class SftConfig:
             f"a multiple of mesh.fsdp={self.mesh.fsdp}",
         )
         _require(self.lr > 0, "lr", self.lr, "a number above 0")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        for name in ("plan_tokens", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(value >= 1, name, value, "1 or more")
+        _require(
+            tuple(sorted(self.prompt_tokens)) == self.prompt_tokens
+            and bool(self.prompt_tokens),
+            "prompt_tokens",
+            self.prompt_tokens,
+            "ascending lengths",
+        )
 
 
 def _is_section(kind: object) -> bool:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from zipfile import BadZipFile
 
 # What a disk says that only its owner can mend.
 _DISK_ERRORS = {
@@ -23,6 +24,10 @@ _DISK_ERRORS = {
     errno.EPERM: "choose a folder that can be written",
     errno.ENOTDIR: "choose a folder, not a file",
     errno.EEXIST: "choose a folder, not a file",
+    errno.EISDIR: "choose a file, not a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "choose a disk that takes large files",
+    errno.EIO: "choose a disk that works",
 }
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what JAX says of a device that is full
 
@@ -49,9 +54,29 @@ def writing(path: Path) -> Iterator[None]:
 def _disk_errno(error: Exception) -> int:
     if isinstance(error, OSError):
         return error.errno or 0
-    # TensorStore, under Orbax: "... No space left on device [os_error_code='28']".
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else 0
+    # TensorStore, under Orbax: "... No space left on device [os_error_code='28']";
+    # safetensors: "... No space left on device (os error 28)".
+    found = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))
+    return int(found[1] or found[2]) if found else 0
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Turns a file that is missing, cut off or another thing into a `UserError`.
+
+    Args:
+        path: the file that is read inside.
+        remedy: how to make it: "python -m ...".
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"cannot read {path} ({reason[:200]}); make it anew: {remedy}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -35,7 +35,6 @@ from ar3d_jax import command, optim
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.quantizer import Codebook, kmeans, nearest_codes, update_codebook
-from ar3d_jax.codec.voxels import unpack
 from ar3d_jax.codec.vqvae import Codec, Decoder
 from ar3d_jax.config import CodecTrainingConfig, to_dict
 from ar3d_jax.data.augmentation import AugmentedVoxels, load_augmented
@@ -267,8 +266,13 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
             f"{config.catalog} has {rows.resolution}^3 voxels; codec.resolution is "
             f"{config.codec.resolution}: make the catalog with that --resolution"
         )
-    held_out = [i for i, thing in enumerate(catalog.objects) if thing["held_out"]]
-    held_out_voxels = unpack(catalog.packed[held_out], rows.resolution)
+    held_out_voxels = catalog.voxels[catalog.held_out]
+    if not len(held_out_voxels) or catalog.resolution != rows.resolution:
+        raise UserError(
+            f"{config.catalog} has {len(held_out_voxels)} held-out objects of "
+            f"{catalog.resolution}^3 voxels, training grids of {rows.resolution}^3; "
+            "expected both, and equal: make the catalog and its copies anew"
+        )
 
     codec = Codec(config.codec, jax.random.key(config.seed))
     if config.refine:

@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 from scipy import ndimage
@@ -41,6 +43,7 @@ from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.rewards.ensemble import total_rewards
 from ar3d_jax.sharding import make_mesh
 
+matplotlib.use("Agg")
 STEPS = ("coarse", "refined")
 SAMPLING_SEED = 1234  # before and after, all training seeds
 PAIRS = 2000  # pairs whose IoU is measured
@@ -195,11 +198,6 @@ def draw(
     path: Path,
 ) -> None:
     """Curves of all seeds above views of the first prompts before and after."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = 4
     views = np.stack(
         [
@@ -268,10 +266,10 @@ def main(_: list[str]) -> None:
                 "shape": after.shape,
             }
     line["learns"] = all(learnt)
+    print(json.dumps(line), flush=True)
     if values.picture:
         labels = [prompt.text for prompt in prompts]
         draw(runs, before, after, labels, Path(values.picture))
-    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ CPU cores. Expected time and result are in docs/learning.md.
 
     python -m ar3d_jax.train --config=configs/higrpo.py:7b --workdir=runs/7b
 
-is the paper's run (arXiv 2512.10949v1, section "Settings") from published weights. What
-the paper leaves open keeps the default of `ar3d_jax/config.py`, with its reason there.
+is the paper's run (arXiv 2512.10949v1, section "Settings"). What the paper leaves open
+keeps the default of `ar3d_jax/config.py`, with its reason there. Weights are named as
+published; reading them from there is not built yet, so this preset does not start yet.
 """
 
 import ml_collections

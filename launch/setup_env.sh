@@ -73,7 +73,7 @@ install_gl() {
 
 install_requirements() {
   local requirements="$root/requirements.txt" stamp="$venv/requirements.stamp" key
-  if command -v nvidia-smi > /dev/null && nvidia-smi -L 2> /dev/null | grep -q GPU; then
+  if command -v nvidia-smi > /dev/null && nvidia-smi -L 2> /dev/null | grep GPU > /dev/null; then
     requirements="$root/requirements-cuda12.txt"
   fi
   key="$("$python" --version; cat "$root/requirements.txt" "$requirements" | cksum)"

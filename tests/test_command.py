@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from ar3d_jax.command import parse, parse_config
+from ar3d_jax.command import alone_in, load_config_file, parse, parse_config
 from ar3d_jax.config import Config
 from ar3d_jax.errors import UserError
 
@@ -167,3 +167,30 @@ def test_plain_flags():
         parse(values(), ["catalog"])
     with pytest.raises(UserError, match="resolution"):
         parse(values(), ["catalog", "--out=x", "--resolution=fine"])
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    with (
+        alone_in(workdir),
+        pytest.raises(UserError, match="another run is using"),
+        alone_in(workdir),
+    ):
+        pass
+    with alone_in(workdir):  # free again
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), alone_in(tmp_path / "file"):
+        pass
+    with pytest.raises(UserError, match="cannot make"), alone_in(Path("/proc/none")):
+        pass
+
+
+def test_a_config_file_that_returns_nothing_is_one_line(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("def get_config():\n    pass\n")
+    with pytest.raises(UserError, match=r"get_config\(\) returned None"):
+        load_config_file(str(path))

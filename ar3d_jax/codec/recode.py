@@ -23,7 +23,7 @@ from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.command import run
 from ar3d_jax.data.augmentation import load_augmented
 from ar3d_jax.data.catalog import load_catalog
-from ar3d_jax.errors import writing
+from ar3d_jax.errors import UserError, writing
 from ar3d_jax.sharding import make_mesh
 
 CODEC = Path(__file__).parents[1] / "assets" / "tiny" / "codec.safetensors"
@@ -76,7 +76,7 @@ def _batched(
 def _define_flags() -> None:
     flags.DEFINE_string("catalog", None, "folder of the catalog", required=True)
     flags.DEFINE_string("codec", str(CODEC), "the codec's safetensors file")
-    flags.DEFINE_integer("seed", 0, "of the exchanged tokens")
+    flags.DEFINE_integer("seed", 0, "of the exchanged tokens", 0)
 
 
 def main(_: list[str]) -> None:
@@ -85,6 +85,11 @@ def main(_: list[str]) -> None:
     changed = load_augmented(folder / "augmented.npz")
     copies = len(changed.object) // len(set(changed.object.tolist()))
     rows = np.flatnonzero(np.isin(np.arange(len(changed.object)) % copies, COPIES))
+    if not len(rows):
+        raise UserError(
+            f"{folder}/augmented.npz has {copies} copies of each object; more than "
+            f"{COPIES[0]} are needed: python -m ar3d_jax.data.augmentation --copies=24"
+        )
     catalog = load_catalog(folder)
     held_out = np.flatnonzero(catalog.held_out)
     rng = np.random.default_rng(flags.FLAGS.seed)

@@ -68,10 +68,10 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> CodecConfig:
         middle = 0
         while f"Encoder.middle_block.{middle}.norm1.weight" in shapes:
             middle += 1
-    except KeyError as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"the codec weights have no tensor {error.args[0]!r}; expected a state "
-            "dict of the 3D VQ-VAE (3DVQVAE.bin or its safetensors)"
+            f"the codec weights have no tensor {error.args[0]!r} of the right rank; "
+            "expected a safetensors file of the 3D VQ-VAE"
         ) from None
     return CodecConfig(
         channels=tuple(channels),

@@ -19,7 +19,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data.catalog import load_catalog
 from ar3d_jax.data.parallel import map_objects
 from ar3d_jax.data.sh3f import normalise
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import UserError, reading
 
 STRETCH = (
     1.25  # each side by up to this factor either way; our choice: still the object
@@ -137,7 +137,8 @@ def load_augmented(path: Path | str) -> AugmentedVoxels:
             f"no file {path}; expected the output of python -m "
             "ar3d_jax.data.augmentation --catalog=DIR"
         )
-    with np.load(path) as arrays:
+    remedy = "python -m ar3d_jax.data.augmentation --catalog=DIR"
+    with reading(Path(path), remedy), np.load(path) as arrays:
         return AugmentedVoxels(
             packed=arrays["voxels"],
             object=arrays["object"],
@@ -198,8 +199,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("catalog", None, "folder of the catalog", required=True)
     flags.DEFINE_string("out", "", "file; default: augmented.npz in the catalog")
     flags.DEFINE_integer("copies", 24, "changed grids per training object", 1)
-    flags.DEFINE_integer("seed", 0, "of the random changes")
-    flags.DEFINE_integer("resolution", 32, "voxels along one side", 8, 256)
+    flags.DEFINE_integer("seed", 0, "of the random changes", 0)
     flags.DEFINE_integer("processes", multiprocessing.cpu_count(), "workers", 1)
 
 
@@ -211,7 +211,7 @@ def main(_: list[str]) -> None:
         folder,
         copies=flags.FLAGS.copies,
         seed=flags.FLAGS.seed,
-        resolution=flags.FLAGS.resolution,
+        resolution=load_catalog(folder).resolution,
         processes=flags.FLAGS.processes,
     )
     rows.save(path)

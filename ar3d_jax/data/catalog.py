@@ -28,7 +28,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data import captions, sh3f
 from ar3d_jax.data.contact_sheet import contact_sheet, draw_voxels
 from ar3d_jax.data.parallel import map_objects
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import UserError, reading, writing
 
 SOURCE = "/usr/share/sweethome3d/furniture"  # Debian package sweethome3d-furniture
 HELD_OUT_ONE_IN = 10
@@ -91,13 +91,11 @@ def load_catalog(folder: Path | str) -> Catalog:
         UserError: There is no catalog.
     """
     folder = Path(folder)
+    remedy = f"python -m ar3d_jax.data.catalog --out={folder}"
     if not (folder / "objects.npz").is_file():
-        raise UserError(
-            f"no objects.npz in {folder}; expected the output of "
-            f"python -m ar3d_jax.data.catalog --out={folder}"
-        )
-    records = (folder / "objects.jsonl").read_text("utf-8").splitlines()
-    with np.load(folder / "objects.npz") as arrays:
+        raise UserError(f"no objects.npz in {folder}; expected the output of {remedy}")
+    with reading(folder, remedy), np.load(folder / "objects.npz") as arrays:
+        records = (folder / "objects.jsonl").read_text("utf-8").splitlines()
         return Catalog(
             objects=[json.loads(record) for record in records],
             packed=arrays["voxels"],
@@ -382,8 +380,9 @@ def main(_: list[str]) -> None:
         processes=flags.FLAGS.processes,
     )
     if flags.FLAGS.prompts:
-        rows = shipped_prompts(load_catalog(out).objects)
-        _write_lines(rows, Path(flags.FLAGS.prompts))
+        prompts = Path(flags.FLAGS.prompts)
+        with writing(prompts):
+            _write_lines(shipped_prompts(load_catalog(out).objects), prompts)
     print(
         f"{out}: {report['used']} of {report['read']} objects, "
         f"{report['held_out']} held out; see report.md and contact_sheet.png"

@@ -115,7 +115,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"prompts file {path}, line {number}: malformed JSON ({error})"
             ) from error
@@ -149,7 +149,7 @@ def _row(values: dict[str, Any], line: int, column: str, path: Path) -> PromptRo
     if column != "prompt" and isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"prompts file {path}, line {line}: column {column} is a malformed "
                 f"JSON list ({error})"

@@ -37,7 +37,8 @@ class Piece:
         licence: Licence of the file that holds it.
         source: File name of the `.sh3f`.
         model: Path of the OBJ inside the zip.
-        rotation: The publisher's correction of the model, 3x3 row by row, y-up.
+        rotation: The publisher's correction of the model: text of 3x3 numbers, row by
+            row, y-up.
     """
 
     id: str
@@ -48,7 +49,7 @@ class Piece:
     licence: str
     source: str
     model: str
-    rotation: tuple[float, ...]
+    rotation: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _piece(properties: dict[str, str], number: int, source: str) -> Piece:
         licence=" ".join(properties.get("license", "").split()),
         source=source,
         model=field("model").lstrip("/"),
-        rotation=tuple(map(float, field("modelRotation", "1 0 0 0 1 0 0 0 1").split())),
+        rotation=field("modelRotation", "1 0 0 0 1 0 0 0 1"),
     )
 
 
@@ -194,7 +195,13 @@ def load_surface(archive: zipfile.ZipFile, piece: Piece) -> Surface:
     meshes = [mesh for mesh in parts if len(mesh.faces) and len(mesh.vertices)]
     if not meshes:
         raise Unusable("no triangles")
-    return _surface(meshes, np.reshape(piece.rotation, (3, 3)))
+    try:
+        rotation = np.array([*map(float, piece.rotation.split())]).reshape(3, 3)
+        return _surface(meshes, rotation)
+    except Unusable:
+        raise
+    except Exception as error:  # a texture that ends early, a rotation of 8 numbers
+        raise Unusable(f"unusable: {type(error).__name__}: {error}") from error
 
 
 def _surface(meshes: list[trimesh.Trimesh], rotation: np.ndarray) -> Surface:

@@ -126,6 +126,8 @@ def read_config(folder: Path) -> PolicyConfig:
     path = folder / CONFIG_FILE
     try:
         whole = json.loads(path.read_text())
+        if not isinstance(whole, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path}: {error}; expected a Hugging Face folder with a "
@@ -162,6 +164,8 @@ def read_config(folder: Path) -> PolicyConfig:
         )
     except KeyError as error:
         raise UserError(f"{path} has no field {error}; expected it") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} has a field of another type ({error})") from error
 
 
 def _check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:

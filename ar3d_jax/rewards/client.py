@@ -59,6 +59,7 @@ class Scoring:
             wire.Layout(slots, resolution, render.views, render.size, config.points)
         )
         logs = pathlib.Path(log_dir)
+        self._logs = logs
         with writing(logs):
             logs.mkdir(parents=True, exist_ok=True)
         module, log, values = self.worker_module, logs / "render.log", to_dict(render)
@@ -80,7 +81,8 @@ class Scoring:
             UserError: one does not start, in its own words.
         """
         try:
-            self._courier.start()
+            with writing(self._logs):
+                self._courier.start()
         except BaseException:
             self.__exit__()
             raise

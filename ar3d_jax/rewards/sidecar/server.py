@@ -75,8 +75,7 @@ def _load(config: RewardsConfig) -> Panel:
         if error.name != "torch":
             raise
         raise UserError(
-            "the scorers need PyTorch, which is not installed: "
-            "pip install 'ar3d-jax[rewards]'"
+            "the scorers need PyTorch, which is not installed: pip install torch"
         ) from error
 
 

@@ -24,6 +24,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data import captions
 from ar3d_jax.data.augmentation import load_augmented
 from ar3d_jax.data.catalog import load_catalog
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, reading, writing
 from ar3d_jax.rewards.sidecar import embedded_report, pictures
 from ar3d_jax.rewards.sidecar.batches import (
     Batches,
@@ -252,11 +253,10 @@ def write(
         np.packbits(grids.reshape(len(grids), -1), 1)
     )
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(tensors, path)
     text = json.dumps(dataclasses.asdict(facts), indent=1)
-    # Lists of numbers on one line each: the file is read by people, too.
-    path.with_suffix(".json").write_text(text + "\n", "utf-8")
+    with writing(path):
+        safetensors.torch.save_file(tensors, path)
+        path.with_suffix(".json").write_text(text + "\n", "utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +285,8 @@ class Recoded:
                 f"no file {path}; expected the output of python -m "
                 f"ar3d_jax.codec.recode --catalog={path.parent}"
             )
-        with np.load(path) as arrays:
+        remedy = f"python -m ar3d_jax.codec.recode --catalog={path.parent}"
+        with reading(path, remedy), np.load(path) as arrays:
             return cls(**{f.name: arrays[f.name] for f in dataclasses.fields(cls)})
 
 
@@ -411,7 +412,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", str(embedded.WEIGHTS), "weights to write, .safetensors")
     flags.DEFINE_integer("steps", 1500, "of views and captions", 1)
     flags.DEFINE_integer("points_steps", 800, "of points", 1)
-    flags.DEFINE_integer("seed", 0, "of all random numbers")
+    flags.DEFINE_integer("seed", 0, "of all random numbers", 0)
     flags.DEFINE_integer("threads", multiprocessing.cpu_count(), "of torch", 1)
     flags.DEFINE_integer("processes", multiprocessing.cpu_count(), "that draw", 1)
 
@@ -420,6 +421,9 @@ def main(_: list[str]) -> None:
     """Trains, writes and says what was measured."""
     torch.set_num_threads(flags.FLAGS.threads)
     out = Path(flags.FLAGS.out)
+    with writing(out):  # now rather than when all is trained
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
     facts = train(
         Path(flags.FLAGS.catalog),
         out,

@@ -216,7 +216,9 @@ def load(config: dict[str, Any]) -> EmbeddedScorer:
     return EmbeddedScorer(WEIGHTS)
 
 
-REBUILD = "rebuild it with python -m ar3d_jax.rewards.sidecar.train_embedded"
+REBUILD = (
+    "rebuild it with python -m ar3d_jax.rewards.sidecar.train_embedded --catalog=DIR"
+)
 
 
 def _read_facts(path: Path) -> Facts:
