@@ -177,7 +177,10 @@ def test_bad_input_is_one_line_and_status_2(start, weights, tmp_path):
         "--config.mesh.tp=99": "policy.kv_heads",
         "--config.rollout.top_k=5": "expected 0 and 1.0 in training",
     }
-    processes = {flag: start(tmp_path / "run", flag) for flag in cases}
+    processes = {
+        flag: start(tmp_path / f"run{number}", flag)
+        for number, flag in enumerate(cases)
+    }
     for flag, process in processes.items():
         _, err = process.communicate(timeout=300)
         assert process.returncode == 2, (flag, err)
