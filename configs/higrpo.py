@@ -75,6 +75,7 @@ PAPER = Config(
         codes=8192,
     ),
     rollout=RolloutConfig(
+        temperature=1.0,  # the distribution that is trained; open
         plan_tokens=256,  # printed plans have 30 to 130 words
         prompt_tokens=(128, 256),  # template, instruction and a short caption
     ),
