@@ -39,7 +39,7 @@ def test_hand_computed_filters():
 def test_config_names_the_filters_in_order():
     cfg = RolloutConfig(temperature=0.7, top_k=5, top_p=0.9)
     assert filters(cfg) == (Temperature(0.7), TopK(5), TopP(0.9))
-    assert filters(RolloutConfig()) == ()
+    assert filters(RolloutConfig(temperature=1.0)) == ()
 
 
 @pytest.mark.parametrize("size", [128, 1024, 10240])
