@@ -93,7 +93,9 @@ def test_sequences_are_laid_out_as_the_rollout_lays_them_out(batch, tokenizer, c
     ours = sft.sequences(made, tokenizer.vocab)
     policy = Decoder(POLICY, jax.random.key(0))
     cfg = RolloutConfig(
-        plan_tokens=config.plan_tokens, prompt_tokens=config.prompt_tokens
+        plan_tokens=config.plan_tokens,
+        prompt_tokens=config.prompt_tokens,
+        temperature=1.0,  # what supervised training learns
     )
     sizes = {"group_size": 1, "shape_tokens": CODEC.tokens}
     arguments = (cfg, tokenizer.vocab, jax.random.key(0))
