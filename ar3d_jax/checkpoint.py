@@ -7,7 +7,7 @@ rest: random key, position in the data. Weights for other programs are `policy.h
 Covered: a kill at any moment (Orbax renames a finished folder into place), a truncated
 or altered file (`digests.json` in the folder), a full or read-only disk, arrays of
 another model, a run with other settings. Not covered: a disk that loses what it
-reported written, two runs in one folder at once.
+reported written; two runs in one folder, which `command.alone_in` keeps apart.
 """
 
 import base64

@@ -28,6 +28,11 @@ def _choice(field: str, value: str, *choices: str) -> None:
     _require(value in choices, field, value, "one of " + ", ".join(choices))
 
 
+def _ascending(field: str, value: tuple[int, ...]) -> None:
+    ordered = bool(value) and tuple(sorted(value)) == value
+    _require(ordered, field, value, "ascending lengths")
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """The Qwen2.5-type decoder; its sizes and those of `weights` must agree."""
@@ -165,13 +170,7 @@ class RolloutConfig:
         _require(
             self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more"
         )
-        _require(
-            tuple(sorted(self.prompt_tokens)) == self.prompt_tokens
-            and bool(self.prompt_tokens),
-            "rollout.prompt_tokens",
-            self.prompt_tokens,
-            "ascending lengths",
-        )
+        _ascending("rollout.prompt_tokens", self.prompt_tokens)
         _require(
             not self.full_vocabulary,
             "rollout.full_vocabulary",
@@ -617,13 +616,7 @@ class SftConfig:
         for name in ("plan_tokens", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
             _require(value >= 1, name, value, "1 or more")
-        _require(
-            tuple(sorted(self.prompt_tokens)) == self.prompt_tokens
-            and bool(self.prompt_tokens),
-            "prompt_tokens",
-            self.prompt_tokens,
-            "ascending lengths",
-        )
+        _ascending("prompt_tokens", self.prompt_tokens)
 
 
 def _is_section(kind: object) -> bool:

@@ -62,8 +62,6 @@ def main(config: Config, workdir: str) -> None:
     """
     _announce(config)
     folder = Path(workdir)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
 
     # --- Models, optimiser, prompts ---------------------------------------------------
     mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)

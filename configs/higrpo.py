@@ -3,7 +3,7 @@
     python -m ar3d_jax.train --config=configs/higrpo.py --workdir=runs/tiny
 
 trains the `tiny` preset: a policy, codec and scorers that ship with the package, on two
-CPU cores. Expected time and result are in docs/learning.md.
+CPU cores. Time and result are in docs/benchmarks.md and docs/learning.md.
 
     python -m ar3d_jax.train --config=configs/higrpo.py:7b --workdir=runs/7b
 

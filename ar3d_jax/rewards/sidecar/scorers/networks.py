@@ -6,7 +6,7 @@
 
 How their outputs become scores is `embedded.py`; how they are trained is
 `train_embedded.py`. Sizes are our choice: six views must cost about 15 ms on one core,
-because a training step scores 64 objects.
+because a training step scores 128 objects.
 """
 
 import itertools
