@@ -276,7 +276,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/learning", "folder of the runs")
     flags.DEFINE_integer("seeds", 3, "trainings", 1)
     flags.DEFINE_integer("steps", 60, "optimiser steps of each", 1)
-    flags.DEFINE_integer("prompts", 48, "held-out prompts", 4)
+    flags.DEFINE_integer("prompts", 276, "held-out prompts", 4)
     flags.DEFINE_string("catalog", "", "also score the held-out objects themselves")
     flags.DEFINE_string("picture", "", "also draw curves and views to this PNG")
     command.run(main)

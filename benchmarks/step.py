@@ -1,4 +1,4 @@
-"""Seconds and memory of the default training: `configs/higrpo.py`, 8 prompts x 8.
+"""Seconds and memory of the default training: `configs/higrpo.py`, 12 prompts x 8.
 
     python -m benchmarks.step [--steps=60] [--workdir=DIR]
 

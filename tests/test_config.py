@@ -110,7 +110,7 @@ def test_unknown_fields_and_wrong_types_are_named(values, named):
         ({"rollout": {"prompt_tokens": [128, 64]}}, "rollout.prompt_tokens"),
         ({"rollout": {"temperature": 0.0}}, "rollout.temperature"),
         ({"objective": {"aggregation": "mean"}}, "objective.aggregation"),
-        ({"objective": {"micro_batch": 24}}, "objective.micro_batch"),  # of 32 rows
+        ({"objective": {"micro_batch": 40}}, "objective.micro_batch"),  # of 96 rows
         ({"objective": {"micro_batch": 4}}, "objective.micro_batch"),  # cuts a group
         ({"rewards": {"scorers": {"parts": "shapelm"}}}, "rewards.scorers.parts"),
         ({"rewards": {"on_failure": "zero"}}, "rewards.on_failure"),
