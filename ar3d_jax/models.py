@@ -2,12 +2,11 @@
 
 `train.py` takes a rollout apart, to score coarse shapes while refined ones are sampled;
 everything that only wants objects (`generate.py`, samples, benchmarks) uses
-`roll_out` and `decode_rows`. `embedded` in a config means the files in `assets/tiny`.
+`roll_out` and `decode_rows`.
 """
 
 import dataclasses
 from collections.abc import Sequence as Texts
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,8 +22,8 @@ from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.policy.tokenizer import Tokenizer
 from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+from ar3d_jax.weights import resolve
 
-EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DECODE_ROWS = (
     16  # objects decoded at once; our choice: one compiled size, little memory
 )
@@ -71,10 +70,8 @@ def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
     Raises:
         UserError: files are missing, damaged, or of other sizes than the config says.
     """
-    embedded = config.policy.weights == "embedded"
-    folder = EMBEDDED / "policy" if embedded else Path(config.policy.weights)
-    embedded = config.codec.weights == "embedded"
-    file = EMBEDDED / "codec.safetensors" if embedded else Path(config.codec.weights)
+    folder = resolve(config.policy.weights, "policy.weights")
+    file = resolve(config.codec.weights, "codec.weights")
     tokenizer = Tokenizer.load(folder)
     policy = hf.load(folder, mesh=mesh, dtype=config.policy.dtype, cfg=config.policy)
     codec = torch_weights.load(file, config.codec)

@@ -47,7 +47,7 @@ from ar3d_jax.data.sft_examples import (
 )
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.metrics import RunLog
-from ar3d_jax.models import EMBEDDED, check_vocabulary
+from ar3d_jax.models import check_vocabulary
 from ar3d_jax.policy import chat, hf
 from ar3d_jax.policy import tokenizer as tokenizers
 from ar3d_jax.policy.chat import Prompts
@@ -56,6 +56,7 @@ from ar3d_jax.policy.sequence import Segment, Sequence, join, sequence_logp
 from ar3d_jax.policy.tokenizer import Tokenizer
 from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.sharding import make_mesh
+from ar3d_jax.weights import resolve
 
 ENCODE_ROWS = 32  # objects the codec encodes at once; our choice: little memory
 TOKENIZER_EXAMPLES = 8000  # whose texts the small BPE is trained on; our choice
@@ -280,8 +281,7 @@ def load_data(config: SftConfig, folder: Path) -> Data:
             f"{config.catalog} has {grids.resolution}^3 voxels; codec.resolution is "
             f"{config.codec.resolution}: make the catalog with that --resolution"
         )
-    embedded = config.codec.weights == "embedded"
-    file = EMBEDDED / "codec.safetensors" if embedded else Path(config.codec.weights)
+    file = torch_weights.weights_file(resolve(config.codec.weights, "codec.weights"))
     codec = torch_weights.load(file, config.codec)
     kept = folder / f"codes-{_digest(file.read_bytes(), grids.packed)}.npz"
     if not kept.is_file():

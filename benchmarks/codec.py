@@ -22,10 +22,11 @@ from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import Config
 from ar3d_jax.data.catalog import load_catalog
-from ar3d_jax.models import EMBEDDED, decode_rows
+from ar3d_jax.models import decode_rows
 from ar3d_jax.render.sheets import view_sheet
 from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.train_codec import iou
+from ar3d_jax.weights import EMBEDDED
 
 BATCH = 16
 SHOWN = 6  # objects in the picture, evenly spaced through the held-out ones

@@ -1,13 +1,19 @@
 """Codec weights by the published names: state dict <-> `Codec`.
 
 The shipped tiny codec is stored in the same layout (safetensors), so one reader serves
-both. Names follow from attribute names (see `vqvae.py`); arrays differ only in the
-order of axes: convolutions are [out, in, x, y, z] in torch and [x, y, z, in, out] here.
+both; the published file is a torch pickle, which a process with torch turns into
+safetensors first (`rewards/sidecar/unpickle.py`). Names follow from attribute names
+(see `vqvae.py`); arrays differ only in the order of axes: convolutions are
+[out, in, x, y, z] in torch and [x, y, z, in, out] here.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +26,7 @@ from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig
 from ar3d_jax.errors import UserError
 
+KINDS = (".safetensors", ".bin", ".pt", ".pth")  # the first one, and torch's pickles
 _RENAMES = {
     "encoder": "Encoder",
     "decoder": "Decoder",
@@ -119,24 +126,28 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], config: CodecConfig) -> C
 
 
 def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
-    """The codec stored at `path`, a safetensors file; sizes are read from its shapes.
+    """The codec stored at `path`; sizes are read from its shapes.
 
     Args:
-        path: safetensors file with the published tensor names, any float type.
+        path: a safetensors file or torch pickle with the published tensor names, any
+            float type; or a folder with one of them.
         config: the sizes that the weights must have; None takes the file's.
 
     Raises:
         UserError: the file is missing, unreadable or of other sizes than `config`.
     """
-    try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            resolution = (file.metadata() or {}).get("resolution")
-        tensors = safetensors.numpy.load_file(str(path))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"codec weights {path} cannot be read ({error}); expected a safetensors "
-            "file of the 3D VQ-VAE"
-        ) from None
+    path = weights_file(pathlib.Path(path))
+    with contextlib.ExitStack() as stack:
+        try:
+            readable = stack.enter_context(_as_safetensors(path))
+            with safetensors.safe_open(str(readable), framework="numpy") as file:
+                resolution = (file.metadata() or {}).get("resolution")
+            tensors = safetensors.numpy.load_file(str(readable))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"codec weights {path} cannot be read ({error}); expected a "
+                "safetensors file or torch checkpoint of the 3D VQ-VAE"
+            ) from None
     found = infer_config({name: tensor.shape for name, tensor in tensors.items()})
     if resolution:
         found = dataclasses.replace(found, resolution=int(resolution))
@@ -146,6 +157,44 @@ def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
                 f"codec.resolution is {config.resolution}: make them equal"
             )
     return from_state_dict(tensors, config or found)
+
+
+def weights_file(path: pathlib.Path) -> pathlib.Path:
+    """The weights in a folder, or the file itself.
+
+    Raises:
+        UserError: a folder with none or several.
+    """
+    if not path.is_dir():
+        return path
+    found = [file for kind in KINDS for file in sorted(path.glob("*" + kind))]
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(
+            f"codec weights {path}: {names}; expected one file of {', '.join(KINDS)}: "
+            "name the file itself"
+        )
+    return found[0]
+
+
+@contextlib.contextmanager
+def _as_safetensors(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The file itself, or what a process with torch makes of its pickle."""
+    if path.suffix not in KINDS[1:] or not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = pathlib.Path(folder) / "codec.safetensors"
+        command = [sys.executable, "-m", "ar3d_jax.rewards.sidecar.unpickle"]
+        done = subprocess.run(
+            [*command, str(path), str(target)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise OSError((done.stderr.strip().splitlines() or ["no torch"])[-1])
+        yield target
 
 
 def save(codec: Codec, path: str | pathlib.Path, dtype: np.typing.DTypeLike) -> None:

@@ -1,28 +1,22 @@
 """Hugging Face folder <-> `Decoder`: config.json and safetensors.
 
 Reads Qwen2 and the text part of Qwen2.5-VL, one file or sharded, under both published
-namings (`model.layers.…` and `model.language_model.layers.…`); the vision tower is
-passed over. Writes Qwen2 in one file. Every tensor is checked before the first is
-loaded, and all differences are reported together. Tokenizers are `tokenizer.py`'s.
+namings (`model.layers.…` and `model.language_model.layers.…`); which tensor is what is
+`hf_tensors.py`. Every tensor is checked before the first is loaded, and all differences
+are reported together. Tokenizers are `tokenizer.py`'s.
 
-One parameter here is several tensors there (see `decoder.py`), and torch stores a
-projection as [out, in]:
-
-| here | there |
-|---|---|
-| qkv [D, K, P, H] | q_proj [N*H, D], k_proj, v_proj [K*H, D] |
-| gate_up [D, 2, F] | gate_proj, up_proj [F, D] |
-| out [I, D], down [F, D], head [D, V] | o_proj, down_proj, lm_head, transposed |
-| embed [V, D], norms | the same |
-
-A tensor is read when its parameter is made, and each parameter goes to its devices
-before the next: this is the seam for streaming into shards.
+Both directions stream, a tensor at a time. Reading, each device takes the slices of the
+files that its own shard needs. Writing goes into the files of a folder that is there
+(`base`: the model that training began with, whose vision tower, tokenizer and processor
+come along) or into one new file.
 """
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,20 +26,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ar3d_jax.config import PolicyConfig
 from ar3d_jax.errors import UserError, writing
+from ar3d_jax.policy import hf_tensors, safetensor_files
 from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.hf_tensors import Parameter, Tensor
+from ar3d_jax.policy.safetensor_files import METADATA, Header
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MODEL_TYPES = ("qwen2", "qwen2_5_vl", "qwen2_5_vl_text")
 _NOT_TEXT = re.compile(r"^(model\.)?visual\.|rotary_emb\.inv_freq$")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # not carried along as they are
 _SHOWN = 4  # differences that an error message spells out
-
-Read = Callable[[str], np.ndarray]
 
 
 def load(
@@ -61,7 +56,8 @@ def load(
         path: the folder.
         mesh: where the parameters go.
         dtype: of the parameters, float32 or bfloat16.
-        cfg: sizes that the folder must have; also how to run (remat, scan_decode).
+        cfg: sizes that the folder must have; also how to run (remat, scan_decode). The
+            vocabulary is the tensor's own: it is padded differently everywhere.
 
     Raises:
         UserError: no such folder, another kind of model, sizes other than `cfg`'s,
@@ -70,51 +66,184 @@ def load(
     folder = Path(path)
     found = read_config(folder)
     with ExitStack() as stack:
-        read, shapes = _open(folder, stack)
-        # Rows may be padded beyond what config.json says: the tensor decides.
+        tensors = _open(folder, stack)
+        shapes = {name: tuple(t.get_shape()) for name, t in tensors.items()}
         rows = shapes.get("model.embed_tokens.weight", (found.vocab_size,))[0]
         found = dataclasses.replace(found, vocab_size=rows)
         if cfg is not None:
             _check_sizes(folder, found, cfg)
-        if found.tied:  # some writers keep the copy
-            shapes.pop("lm_head.weight", None)
-        _check_tensors(folder, shapes, _shapes(found))
-        cfg = dataclasses.replace(cfg or found, dtype=jnp.dtype(dtype).name)
+        _check_tensors(folder, shapes, found)
+        dtype = jnp.dtype(dtype).name
+        cfg = dataclasses.replace(cfg or found, vocab_size=rows, dtype=dtype)
         with jax.set_mesh(mesh):
             policy = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
-        for owner, name, value in _parameters(policy, read):
-            abstract = getattr(owner, name).get_value()
-            layout = jax.sharding.NamedSharding(mesh, abstract.sharding.spec)
-            array = jax.device_put(value.astype(cfg.dtype), layout)
-            setattr(owner, name, nnx.Param(array))
+            for parameter in hf_tensors.parameters(cfg):
+                owner, name = _owner(policy, parameter)
+                abstract = getattr(owner, name).get_value()
+                array = _read(parameter, abstract, tensors)
+                setattr(owner, name, nnx.Param(array))
     return policy
 
 
-def save(policy: Decoder, path: str | Path, *, dtype: Any = None) -> None:
-    """Writes a folder that `load` and transformers read, as a Qwen2 model.
+def save(
+    policy: Decoder,
+    path: str | Path,
+    *,
+    dtype: Any = None,
+    base: str | Path | None = None,
+) -> None:
+    """Writes a folder that `load`, transformers and vLLM read.
+
+    Several hosts call it together; the first one writes.
 
     Args:
         policy: the decoder.
         path: the folder, made if needed.
-        dtype: of the file's tensors; by default the parameters' own.
+        dtype: of the file's tensors; by default the parameters' own. Not with `base`.
+        base: a folder with a model of the same sizes. Its files are copied, and the
+            text model's tensors replaced, each in the type it has there. None: a Qwen2
+            model in one file.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, `base` is of other sizes.
     """
-    folder = Path(path)
+    folder, first = Path(path), jax.process_index() == 0
     dtype = jnp.dtype(dtype or policy.cfg.dtype)
-    tensors = {
-        name: np.ascontiguousarray(value.astype(dtype))
-        for name, value in _tensors(policy)
-    }
-    config = json.dumps(_config(policy.cfg, dtype.name), indent=2) + "\n"
+    if base is None:
+        files = {WEIGHTS_FILE: None}
+    else:
+        _check_base(Path(base), policy.cfg)
+        files = {file.name: file for file in _files(Path(base))}
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(config)
-        # Whole or not at all: a reader may be waiting.
-        partial = folder / (WEIGHTS_FILE + ".partial")
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / WEIGHTS_FILE)
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            if base is None:
+                config = json.dumps(_config(policy.cfg, dtype.name), indent=2) + "\n"
+                (folder / CONFIG_FILE).write_text(config)
+            else:
+                _copy_small_files(Path(base), folder)
+        for name, source in files.items():
+            if source is None:
+                shapes = hf_tensors.shapes(policy.cfg)
+                header, start = safetensor_files.make_header(shapes, dtype), 0
+            else:
+                header, start = safetensor_files.read_header(source)
+            _write_file(policy, folder / name if first else None, header, source, start)
+
+
+def _owner(policy: Decoder, parameter: Parameter) -> tuple[nnx.Module, str]:
+    *path, name = parameter.path
+    return functools.reduce(getattr, path, policy), name
+
+
+def _read(
+    parameter: Parameter, abstract: jax.ShapeDtypeStruct, tensors: Mapping[str, Any]
+) -> jax.Array:
+    """A parameter from the files, every device its shard."""
+    spec = abstract.sharding.spec
+    if not parameter.layers:
+        (tensor,) = parameter.tensors
+        return _part(parameter, tensor, tensors[tensor.name], spec, abstract.dtype)
+    array = jnp.zeros(abstract.shape, abstract.dtype, out_sharding=spec)
+    for layer in range(parameter.layers):
+        for tensor in parameter.tensors:
+            theirs = tensors[parameter.name(tensor, layer)]
+            part = _part(parameter, tensor, theirs, jax.P(*spec[1:]), abstract.dtype)
+            starts = (layer, *(axis.start or 0 for axis in parameter.part(tensor)))
+            array = _filled(array, part, starts)
+    return array
+
+
+def _part(
+    parameter: Parameter, tensor: Tensor, theirs: Any, spec: jax.P, dtype: Any
+) -> jax.Array:
+    return jax.make_array_from_callback(
+        parameter.part_shape(tensor),
+        jax.NamedSharding(jax.sharding.get_mesh(), spec),
+        lambda index: parameter.shard(tensor, theirs, index, dtype),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _filled(array: jax.Array, part: jax.Array, starts: tuple[Any, ...]) -> jax.Array:
+    """With one layer's part of it, in place."""
+    return jax.lax.dynamic_update_slice(array, part[None], starts)
+
+
+@functools.partial(jax.jit, static_argnames="part")
+def _layer_part(
+    array: jax.Array, layer: jax.Array, part: tuple[tuple[int, int] | None, ...]
+) -> jax.Array:
+    """One layer's part, on every device."""
+    array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+    array = array[tuple(slice(*bounds) if bounds else slice(None) for bounds in part)]
+    return jax.sharding.reshard(array, jax.P())
+
+
+def _written(
+    policy: Decoder, parameter: Parameter, tensor: Tensor, layer: int
+) -> np.ndarray:
+    """A tensor of the files, from the parameter that holds it."""
+    owner, name = _owner(policy, parameter)
+    array = getattr(owner, name).get_value()
+    if parameter.layers:
+        part = tuple(
+            None if axis.start is None else (axis.start, axis.stop)
+            for axis in parameter.part(tensor)
+        )
+        array = _layer_part(array, jnp.int32(layer), part)
+    else:
+        array = jax.sharding.reshard(array, jax.P())
+    return parameter.theirs(tensor, np.asarray(jax.device_get(array)))
+
+
+def _write_file(
+    policy: Decoder,
+    target: Path | None,
+    header: Header,
+    source: Path | None,
+    start: int,
+) -> None:
+    """One file; without a target (hosts other than the first) only the gathering."""
+    ours = {
+        parameter.name(tensor, layer): (parameter, tensor, layer)
+        for parameter in hf_tensors.parameters(policy.cfg)
+        for layer in range(max(parameter.layers, 1))
+        for tensor in parameter.tensors
+    }
+    if policy.cfg.tied:  # some writers keep the copy
+        ours["lm_head.weight"] = ours["model.embed_tokens.weight"]
+    with ExitStack() as stack:
+        write = None
+        if target:
+            write = stack.enter_context(safetensor_files.new_file(target, header))
+        kept = stack.enter_context(source.open("rb")) if source else None
+        for key, entry in header.items():
+            if key == METADATA:
+                continue
+            if place := ours.get(_older_name(key)):
+                value = _written(policy, *place)
+                if write:
+                    write(safetensor_files.as_bytes(value, entry))
+            elif write and kept:
+                for some in safetensor_files.copied_bytes(kept, start, entry):
+                    write(some)
+
+
+def _copy_small_files(base: Path, folder: Path) -> None:
+    """Everything but weights: config, index, tokenizer, processor, template."""
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _check_base(base: Path, cfg: PolicyConfig) -> None:
+    found = read_config(base)
+    with ExitStack() as stack:
+        tensors = _open(base, stack)
+        shapes = {name: tuple(t.get_shape()) for name, t in tensors.items()}
+    _check_sizes(base, dataclasses.replace(found, dtype=cfg.dtype), cfg)
+    _check_tensors(base, shapes, cfg)
 
 
 def read_config(folder: Path) -> PolicyConfig:
@@ -173,7 +302,7 @@ def _check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:
     differences = [
         f"policy.{field.name}={ours!r} but the folder has {theirs!r}"
         for field in dataclasses.fields(cfg)
-        if field.name not in how_to_run
+        if field.name not in {*how_to_run, "vocab_size"}
         and (ours := getattr(cfg, field.name)) != (theirs := getattr(found, field.name))
     ]
     if differences:
@@ -183,39 +312,13 @@ def _check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:
         )
 
 
-def _shapes(cfg: PolicyConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor's name, in the older naming, and shape."""
-    D, F = cfg.width, cfg.mlp_width
-    queries, keys = cfg.heads * cfg.head_size, cfg.kv_heads * cfg.head_size
-    layer = {
-        "input_layernorm.weight": (D,),
-        "self_attn.q_proj.weight": (queries, D),
-        "self_attn.q_proj.bias": (queries,),
-        "self_attn.k_proj.weight": (keys, D),
-        "self_attn.k_proj.bias": (keys,),
-        "self_attn.v_proj.weight": (keys, D),
-        "self_attn.v_proj.bias": (keys,),
-        "self_attn.o_proj.weight": (D, queries),
-        "post_attention_layernorm.weight": (D,),
-        "mlp.gate_proj.weight": (F, D),
-        "mlp.up_proj.weight": (F, D),
-        "mlp.down_proj.weight": (D, F),
-    }
-    shapes = {
-        f"model.layers.{i}.{name}": shape
-        for i in range(cfg.layers)
-        for name, shape in layer.items()
-    }
-    shapes["model.embed_tokens.weight"] = (cfg.vocab_size, D)
-    shapes["model.norm.weight"] = (D,)
-    if not cfg.tied:
-        shapes["lm_head.weight"] = (cfg.vocab_size, D)
-    return shapes
+def _older_name(key: str) -> str:
+    return key.replace("model.language_model.", "model.", 1)
 
 
-def _open(folder: Path, stack: ExitStack) -> tuple[Read, dict[str, tuple[int, ...]]]:
-    """Opens the folder's files: how to read a text tensor, and all their shapes."""
-    where = {}
+def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """The folder's text tensors by their older names, of which slices can be read."""
+    found = {}
     for file in _files(folder):
         try:
             tensors = stack.enter_context(safe_open(file, framework="np"))
@@ -225,18 +328,8 @@ def _open(folder: Path, stack: ExitStack) -> tuple[Read, dict[str, tuple[int, ..
             ) from error
         for key in tensors.keys():  # noqa: SIM118  not a dict
             if not _NOT_TEXT.search(key):
-                name = key.replace("model.language_model.", "model.", 1)
-                where[name] = (tensors, key)
-
-    def read(name: str) -> np.ndarray:
-        tensors, key = where[name]
-        return tensors.get_tensor(key)
-
-    shapes = {
-        name: tuple(tensors.get_slice(key).get_shape())
-        for name, (tensors, key) in where.items()
-    }
-    return read, shapes
+                found[_older_name(key)] = tensors.get_slice(key)
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
@@ -255,8 +348,11 @@ def _files(folder: Path) -> list[Path]:
 def _check_tensors(
     folder: Path,
     found: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
+    cfg: PolicyConfig,
 ) -> None:
+    expected = hf_tensors.shapes(cfg)
+    if cfg.tied:  # some writers keep the copy
+        found = {name: found[name] for name in found if name != "lm_head.weight"}
     wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     wrong += [f"{name} is not known" for name in sorted(found.keys() - expected.keys())]
     wrong += [
@@ -270,95 +366,6 @@ def _check_tensors(
             f"weights in {folder} do not fit {CONFIG_FILE}: "
             f"{'; '.join(wrong[:_SHOWN])}{more}; get the folder again"
         )
-
-
-def _parameters(
-    policy: Decoder, read: Read
-) -> Iterator[tuple[nnx.Module, str, np.ndarray]]:
-    """(module, attribute, value) of every parameter, in this project's layout."""
-    cfg = policy.cfg
-    D, K, H = cfg.width, cfg.kv_heads, cfg.head_size
-
-    def stacked(
-        make: Callable[[Callable[[str], np.ndarray]], np.ndarray],
-    ) -> np.ndarray:
-        return np.stack(
-            [
-                make(lambda name, i=i: read(f"model.layers.{i}.{name}"))
-                for i in range(cfg.layers)
-            ]
-        )
-
-    def qkv(kind: str, *rest: int) -> np.ndarray:
-        """[L, K, P, H, *rest]: each key/value head's queries, key and value."""
-        return stacked(
-            lambda layer: np.concatenate(
-                [
-                    layer(f"self_attn.{which}_proj.{kind}").reshape(K, -1, H, *rest)
-                    for which in "qkv"
-                ],
-                axis=1,
-            )
-        )
-
-    blocks = policy.blocks
-    yield blocks, "attention_norm", stacked(lambda get: get("input_layernorm.weight"))
-    yield blocks, "qkv", np.moveaxis(qkv("weight", D), -1, 1)
-    yield blocks, "qkv_bias", qkv("bias")
-    yield blocks, "out", stacked(lambda get: get("self_attn.o_proj.weight").T)
-    yield (
-        blocks,
-        "mlp_norm",
-        stacked(lambda get: get("post_attention_layernorm.weight")),
-    )
-    yield (
-        blocks,
-        "gate_up",
-        stacked(
-            lambda get: np.stack(
-                [get(f"mlp.{which}_proj.weight").T for which in ("gate", "up")], axis=1
-            )
-        ),
-    )
-    yield blocks, "down", stacked(lambda get: get("mlp.down_proj.weight").T)
-    yield policy, "embed", read("model.embed_tokens.weight")
-    yield policy, "norm", read("model.norm.weight")
-    if not cfg.tied:
-        yield policy, "head", read("lm_head.weight").T
-
-
-def _tensors(policy: Decoder) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, value) of every tensor, in torch's layout: `_parameters` the other way."""
-    cfg, blocks = policy.cfg, policy.blocks
-
-    def host(param: nnx.Param) -> np.ndarray:
-        return np.asarray(jax.device_get(param.get_value()))
-
-    qkv = np.moveaxis(host(blocks.qkv), 1, -1)  # L K P H D
-    parts = {"q": slice(0, -2), "k": slice(-2, -1), "v": slice(-1, None)}
-    bias, gate_up = host(blocks.qkv_bias), host(blocks.gate_up)
-    per_layer = {
-        "input_layernorm.weight": host(blocks.attention_norm),
-        "self_attn.o_proj.weight": host(blocks.out).swapaxes(1, 2),
-        "post_attention_layernorm.weight": host(blocks.mlp_norm),
-        "mlp.gate_proj.weight": gate_up[:, :, 0].swapaxes(1, 2),
-        "mlp.up_proj.weight": gate_up[:, :, 1].swapaxes(1, 2),
-        "mlp.down_proj.weight": host(blocks.down).swapaxes(1, 2),
-    }
-    for which, part in parts.items():
-        per_layer[f"self_attn.{which}_proj.weight"] = qkv[:, :, part].reshape(
-            cfg.layers, -1, cfg.width
-        )
-        per_layer[f"self_attn.{which}_proj.bias"] = bias[:, :, part].reshape(
-            cfg.layers, -1
-        )
-    for name, values in per_layer.items():
-        for i, value in enumerate(values):
-            yield f"model.layers.{i}.{name}", value
-    yield "model.embed_tokens.weight", host(policy.embed)
-    yield "model.norm.weight", host(policy.norm)
-    if policy.head is not None:
-        yield "lm_head.weight", host(policy.head).T
 
 
 def _config(cfg: PolicyConfig, dtype: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """A codec file goes out and comes back; a wrong one is refused in one line."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
+import torch
 
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
@@ -63,3 +66,39 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path):
     path.write_bytes(b"pickle")
     with pytest.raises(UserError, match="cannot be read"):
         torch_weights.load(path)
+
+
+def test_a_torch_checkpoint_and_a_folder_with_one(file, tmp_path):
+    """The published form; half of it float16, as published."""
+    codec, path = file
+    tensors = safetensors.torch.load_file(path)
+    state = {
+        name: tensor.half() if ".conv" in name else tensor
+        for name, tensor in tensors.items()
+    }
+    torch.save(state, tmp_path / "3DVQVAE.bin")
+    for source in (tmp_path / "3DVQVAE.bin", tmp_path):
+        loaded = torch_weights.load(source, SMALL)
+        for ours, want in zip(
+            jax.tree.leaves(loaded), jax.tree.leaves(codec), strict=True
+        ):
+            np.testing.assert_allclose(ours, want, atol=2e-3)
+
+
+def test_a_pickle_that_calls_something_is_refused(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "called",))
+
+    path = tmp_path / "3DVQVAE.bin"
+    torch.save({"vq.embeddings.weight": Harmful()}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        torch_weights.load(path)
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_folder_with_two_is_refused(tmp_path):
+    for name in ("a.safetensors", "b.bin"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"a\.safetensors, b\.bin; expected one file"):
+        torch_weights.load(tmp_path)

@@ -1,0 +1,58 @@
+"""Where weights are: in the package, at a path, or published on Hugging Face.
+
+For the last, huggingface_hub does the work, with its own settings: HF_HOME for the
+cache, HF_TOKEN for what is not public, HF_HUB_OFFLINE=1 for no network.
+"""
+
+import re
+from pathlib import Path
+
+from ar3d_jax.errors import UserError
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+
+# By config field: what `embedded` means, and which files of a repository are wanted.
+_SHIPPED = {
+    "policy.weights": EMBEDDED / "policy",
+    "codec.weights": EMBEDDED / "codec.safetensors",
+}
+_WANTED = {
+    "policy.weights": ["*.safetensors", "*.json", "*.txt", "*.jinja"],
+    "codec.weights": ["*.safetensors", "*.bin"],
+}
+_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def resolve(source: str, field: str) -> Path:
+    """The file or folder that a config field names, downloaded where it is not here.
+
+    Args:
+        source: `embedded`, a path, `owner/name` or `owner/name@revision`.
+        field: `policy.weights` or `codec.weights`.
+
+    Raises:
+        UserError: there is no such path, and it cannot be had from Hugging Face.
+    """
+    path = _SHIPPED[field] if source == "embedded" else Path(source)
+    if path.exists():
+        return path
+    if not _ID.fullmatch(source):
+        raise UserError(
+            f"{field} is {source!r}: there is no such file or folder; expected a path "
+            "or a Hugging Face id, owner/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = source.partition("@")
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=_WANTED[field]
+        )
+    except Exception as error:  # of the hub's, of HTTP's, of the disk: many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"{field} is {source!r}: not a path here, and Hugging Face does not give "
+            f"it ({reason}); where there is a network, run `hf download {repository} "
+            f"--local-dir DIR`, then pass --config.{field}=DIR"
+        ) from error
+    return Path(folder)
