@@ -28,14 +28,23 @@ from ar3d_jax.config import from_config_dict, to_dict
 from ar3d_jax.errors import UserError, exit_on_user_error, writing
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], *, verbs: Sequence[str] = ()) -> None:
     """Calls `main([command])` once absl's `flags.FLAGS` are parsed.
 
     Takes the place of `absl.app.run`, which ends with a page of text and status 1.
+
+    Args:
+        main: the command; with verbs, `main([command, verb])`.
+        verbs: what the command can do; the command line names one of them.
     """
     with exit_on_user_error():
-        parse(flags.FLAGS, sys.argv)
-        main(sys.argv[:1])
+        verb = [word for word in sys.argv[1:2] if word in verbs]
+        helping = not {"-h", "--help"}.isdisjoint(sys.argv)
+        if verbs and not verb and not helping:
+            given = repr(sys.argv[1]) if sys.argv[1:] else "nothing"
+            raise UserError(f"{given} after the command; expected {' or '.join(verbs)}")
+        parse(flags.FLAGS, [sys.argv[0], *sys.argv[1 + len(verb) :]])
+        main([sys.argv[0], *verb])
 
 
 def run_config(

@@ -7,14 +7,16 @@ everything that only wants objects (`generate.py`, samples, benchmarks) uses
 
 import dataclasses
 from collections.abc import Sequence as Texts
+from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
-from ar3d_jax.config import Config, RolloutConfig
+from ar3d_jax.config import Config, PolicyConfig, RolloutConfig
 from ar3d_jax.errors import UserError
 from ar3d_jax.policy import chat, hf
 from ar3d_jax.policy.decoder import Decoder
@@ -24,6 +26,7 @@ from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.weights import resolve
 
+CONVERTED = "checkpoints"  # in a folder that `convert.py` made of published weights
 DECODE_ROWS = (
     16  # objects decoded at once; our choice: one compiled size, little memory
 )
@@ -73,7 +76,7 @@ def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
     folder = resolve(config.policy.weights, "policy.weights")
     file = resolve(config.codec.weights, "codec.weights")
     tokenizer = Tokenizer.load(folder)
-    policy = hf.load(folder, mesh=mesh, dtype=config.policy.dtype, cfg=config.policy)
+    policy = load_policy(folder, config.policy, mesh)
     codec = torch_weights.load(file, config.codec)
     if tokenizer.vocab.codes != codec.config.codes:
         raise UserError(
@@ -82,6 +85,25 @@ def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
         )
     check_vocabulary(tokenizer.vocab, policy.embed.shape[0], folder)
     return Models(tokenizer, policy, codec)
+
+
+def load_policy(folder: Path, cfg: PolicyConfig, mesh: jax.sharding.Mesh) -> Decoder:
+    """The policy in a Hugging Face folder, or in one that `convert.py` made of it.
+
+    Raises:
+        UserError: as `hf.load`.
+    """
+    if not (folder / CONVERTED).is_dir():
+        return hf.load(folder, mesh=mesh, dtype=cfg.dtype, cfg=cfg)
+    found = hf.read_config(folder)
+    hf.check_sizes(folder, found, cfg)
+    cfg = dataclasses.replace(cfg, vocab_size=found.vocab_size)
+    template = {"policy": jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))}
+    with Checkpoints(folder / CONVERTED, keep=1, settings={}, read_only=True) as kept:
+        restored = kept.restore_latest(template)
+    if restored is None:
+        raise UserError(f"{folder / CONVERTED} is empty; convert the weights again")
+    return restored[0]["policy"]
 
 
 def check_vocabulary(vocab: Vocab, rows: int, source: object) -> None:

@@ -7,6 +7,8 @@ that a user would give it, on a CPU and offline.
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,3 +102,23 @@ def catalog_8(sh3f_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     rows = augmented_voxels(folder, copies=4, seed=0, resolution=8, processes=1)
     rows.save(folder / "augmented.npz")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `small_run.make_weights`."""
+    from tests import small_run
+
+    folder = tmp_path_factory.mktemp("weights")
+    small_run.make_weights(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(weights: Path, egl: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a small run of one step."""
+    workdir = tmp_path_factory.mktemp("trained")
+    environment = os.environ | {"STAND_IN_DIR": str(tmp_path_factory.mktemp("marks"))}
+    command = [sys.executable, "-m", "tests.small_run", str(weights), str(workdir)]
+    subprocess.run([*command, "--config.steps=1"], env=environment, check=True)
+    return workdir

@@ -1,33 +1,12 @@
 """The command that makes objects: from weights, from a training, from bad input."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests import small_run
-
 pytestmark = pytest.mark.usefixtures("egl")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    small_run.make_weights(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(weights, tmp_path_factory):
-    """The workdir of a training of one step."""
-    workdir = tmp_path_factory.mktemp("trained")
-    environment = os.environ | {"STAND_IN_DIR": str(tmp_path_factory.mktemp("marks"))}
-    command = [sys.executable, "-m", "tests.small_run", weights, workdir]
-    command += ["--config.steps=1"]
-    subprocess.run(list(map(str, command)), env=environment, check=True)
-    return workdir
 
 
 def generate(*flags, check=True):

@@ -9,17 +9,8 @@ import sys
 
 import pytest
 
-from tests import small_run
-
 VARYING = ("time/", "tokens_per_s/", "sidecar_restarts")  # the clock's, not the run's
 pytestmark = pytest.mark.usefixtures("egl")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    small_run.make_weights(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -64,17 +64,15 @@ def load(
             tensors that are missing, too many or of another shape.
     """
     folder = Path(path)
-    found = read_config(folder)
+    found = read_sizes(folder)
+    if cfg is not None:
+        check_sizes(folder, found, cfg)
+    cfg = dataclasses.replace(
+        cfg or found, vocab_size=found.vocab_size, dtype=jnp.dtype(dtype).name
+    )
     with ExitStack() as stack:
         tensors = _open(folder, stack)
-        shapes = {name: tuple(t.get_shape()) for name, t in tensors.items()}
-        rows = shapes.get("model.embed_tokens.weight", (found.vocab_size,))[0]
-        found = dataclasses.replace(found, vocab_size=rows)
-        if cfg is not None:
-            _check_sizes(folder, found, cfg)
-        _check_tensors(folder, shapes, found)
-        dtype = jnp.dtype(dtype).name
-        cfg = dataclasses.replace(cfg or found, vocab_size=rows, dtype=dtype)
+        _check_tensors(folder, tensors, cfg)
         with jax.set_mesh(mesh):
             policy = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
             for parameter in hf_tensors.parameters(cfg):
@@ -121,7 +119,7 @@ def save(
                 config = json.dumps(_config(policy.cfg, dtype.name), indent=2) + "\n"
                 (folder / CONFIG_FILE).write_text(config)
             else:
-                _copy_small_files(Path(base), folder)
+                copy_small_files(Path(base), folder)
         for name, source in files.items():
             if source is None:
                 shapes = hf_tensors.shapes(policy.cfg)
@@ -230,20 +228,30 @@ def _write_file(
                     write(some)
 
 
-def _copy_small_files(base: Path, folder: Path) -> None:
-    """Everything but weights: config, index, tokenizer, processor, template."""
+def copy_small_files(base: Path, folder: Path) -> None:
+    """Copies all but weights: config, index, tokenizer, processor, template."""
     for file in base.iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS):
             shutil.copyfile(file, folder / file.name)
 
 
 def _check_base(base: Path, cfg: PolicyConfig) -> None:
-    found = read_config(base)
+    check_sizes(base, dataclasses.replace(read_sizes(base), dtype=cfg.dtype), cfg)
     with ExitStack() as stack:
-        tensors = _open(base, stack)
-        shapes = {name: tuple(t.get_shape()) for name, t in tensors.items()}
-    _check_sizes(base, dataclasses.replace(found, dtype=cfg.dtype), cfg)
-    _check_tensors(base, shapes, cfg)
+        _check_tensors(base, _open(base, stack), cfg)
+
+
+def read_sizes(folder: Path) -> PolicyConfig:
+    """As `read_config`, with the vocabulary that the tensors have: often padded.
+
+    Raises:
+        UserError: no such folder, another kind of model.
+    """
+    found = read_config(folder)
+    with ExitStack() as stack:
+        embed = _open(folder, stack).get("model.embed_tokens.weight")
+        rows = embed.get_shape()[0] if embed else found.vocab_size
+    return dataclasses.replace(found, vocab_size=rows)
 
 
 def read_config(folder: Path) -> PolicyConfig:
@@ -297,7 +305,12 @@ def read_config(folder: Path) -> PolicyConfig:
         raise UserError(f"{path} has a field of another type ({error})") from error
 
 
-def _check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:
+def check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:
+    """Refuses a folder whose sizes, `found`, are not the config's.
+
+    Raises:
+        UserError: naming all that differ.
+    """
     how_to_run = {"weights", "dtype", "remat", "scan_decode", "max_positions"}
     differences = [
         f"policy.{field.name}={ours!r} but the folder has {theirs!r}"
@@ -345,14 +358,11 @@ def _files(folder: Path) -> list[Path]:
         ) from error
 
 
-def _check_tensors(
-    folder: Path,
-    found: Mapping[str, tuple[int, ...]],
-    cfg: PolicyConfig,
-) -> None:
+def _check_tensors(folder: Path, tensors: Mapping[str, Any], cfg: PolicyConfig) -> None:
     expected = hf_tensors.shapes(cfg)
+    found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     if cfg.tied:  # some writers keep the copy
-        found = {name: found[name] for name in found if name != "lm_head.weight"}
+        found.pop("lm_head.weight", None)
     wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     wrong += [f"{name} is not known" for name in sorted(found.keys() - expected.keys())]
     wrong += [

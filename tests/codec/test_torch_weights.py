@@ -76,8 +76,10 @@ def test_a_torch_checkpoint_and_a_folder_with_one(file, tmp_path):
         name: tensor.half() if ".conv" in name else tensor
         for name, tensor in tensors.items()
     }
-    torch.save(state, tmp_path / "3DVQVAE.bin")
-    for source in (tmp_path / "3DVQVAE.bin", tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    torch.save(state, folder / "3DVQVAE.bin")
+    for source in (folder / "3DVQVAE.bin", folder):
         loaded = torch_weights.load(source, SMALL)
         for ours, want in zip(
             jax.tree.leaves(loaded), jax.tree.leaves(codec), strict=True

@@ -1,6 +1,7 @@
 """Parity with transformers: random weights built from a config, nothing downloaded."""
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -166,6 +167,56 @@ def test_bfloat16_file_and_config_without_section(tmp_path: Path):
     assert_same_logits(policy, model)
     half = hf.load(tmp_path, mesh=make_mesh(), dtype=jnp.bfloat16)
     assert half.embed.get_value().dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_into_the_folder_it_came_from(
+    mesh: jax.sharding.Mesh, tmp_path: Path, tied: bool
+):
+    """Published form: sharded, bf16, with a vision tower and a tokenizer beside."""
+    model = qwen25_vl(tied=tied).to(torch.bfloat16)
+    base = tmp_path / "base"
+    model.save_pretrained(base, max_shard_size="20KB")
+    (base / "tokenizer.json").write_text("{}")
+    (base / "preprocessor_config.json").write_text("{}")
+    policy = hf.load(base, mesh=mesh, dtype="bfloat16")
+    hf.save(policy, tmp_path / "same", base=base)
+    assert contents(tmp_path / "same") == contents(base)
+    names = {file.name for file in base.iterdir()}
+    assert {file.name for file in (tmp_path / "same").iterdir()} == names
+
+    policy.norm[...] = policy.norm[...] + 1
+    hf.save(policy, tmp_path / "trained", base=base)
+    trained, before = contents(tmp_path / "trained"), contents(base)
+    changed = {name for name in before if trained[name] != before[name]}
+    assert len(changed) == 1
+    assert changed.pop().endswith("norm.weight")
+    model, again = (
+        transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+        for folder in (base, tmp_path / "trained")
+    )
+    with torch.no_grad():
+        model.model.language_model.norm.weight += 1
+    tokens, valid = batch("left")
+    theirs, ours = (logits_of(m, tokens, valid) for m in (model, again))
+    np.testing.assert_array_equal(ours[valid], theirs[valid])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every tensor's type, shape and bytes."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            found[name] = (tensor.dtype.name, tensor.shape, tensor.tobytes())
+    return found
+
+
+def test_a_base_of_other_sizes_is_refused(saved: Path, tmp_path: Path):
+    cfg = dataclasses.replace(hf.read_config(saved), layers=1)
+    policy = Decoder(cfg, jax.random.key(0))
+    with pytest.raises(UserError, match=r"policy\.layers=1 but the folder has 2"):
+        hf.save(policy, tmp_path / "out", base=saved)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
