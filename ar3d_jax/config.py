@@ -155,6 +155,8 @@ class RolloutConfig:
     full_vocabulary: bool = (
         False  # shape tokens from codes only, our choice: no malformed mesh
     )
+    gather: bool = True  # parameters whole on each tp group while sampling, else they
+    # travel for every token; our choice, costs 1 / mesh.tp of them in memory
     ahead: int = 0  # rollouts started before their scores are in; only 0 so far
 
     def __post_init__(self) -> None:
@@ -368,9 +370,22 @@ class OptimConfig:
     eps: float = 1e-8  # paper: open; the usual
     weight_decay: float = 0.01  # paper: open; small
     grad_clip: float = 1.0  # global norm; paper: open
+    master_dtype: str = (
+        "float32"  # of the weights that are updated: at lr 1e-6 bfloat16 would not move
+    )
+    moment_dtype: str = "float32"  # of AdamW's; bfloat16 halves them, fits b2 <= 0.99
+    gradient_dtype: str = "float32"  # in which micro-batches add up; bfloat16 halves it
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
+        for name in ("master_dtype", "moment_dtype", "gradient_dtype"):
+            _choice(f"optim.{name}", getattr(self, name), "float32", "bfloat16")
+        _require(
+            self.moment_dtype == "float32" or self.b2 <= 0.99,
+            "optim.b2",
+            self.b2,
+            "0.99 or less with optim.moment_dtype=bfloat16, which has 8 bits",
+        )
         _require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
         _require(
             self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more"
@@ -385,19 +400,17 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices: fsdp * tp must be their number."""
+    """Devices: data * fsdp * tp must be their number."""
 
+    data: int = 1  # batch split this many ways, parameters on each: slices or hosts
     fsdp: int = 1  # parameters and batch split this many ways
     tp: int = 1  # heads and MLP split this many ways; 7B's 4 KV heads allow 1, 2, 4
 
     def __post_init__(self) -> None:
         """Raises UserError for a mesh without devices."""
-        _require(
-            self.fsdp >= 1 and self.tp >= 1,
-            "mesh.fsdp/tp",
-            (self.fsdp, self.tp),
-            "1 or more each",
-        )
+        for name in ("data", "fsdp", "tp"):
+            value = getattr(self, name)
+            _require(value >= 1, f"mesh.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -508,20 +521,20 @@ class Config:
 
     def _check_mesh(self) -> None:
         """Raises UserError where devices cannot share something equally."""
+        mesh = self.mesh
         shared = {
-            "mesh.fsdp": (
+            ("mesh.data*mesh.fsdp", mesh.data * mesh.fsdp): (
                 ("objective.micro_batch", self.objective.micro_batch),
                 ("prompts_per_step", self.prompts_per_step),
-                ("policy.width", self.policy.width),
             ),
-            "mesh.tp": (
+            ("mesh.fsdp", mesh.fsdp): (("policy.width", self.policy.width),),
+            ("mesh.tp", mesh.tp): (
                 ("policy.kv_heads", self.policy.kv_heads),
                 ("policy.mlp_width", self.policy.mlp_width),
                 ("policy.vocab_size", self.policy.vocab_size),
             ),
         }
-        for axis, fields in shared.items():
-            devices = getattr(self.mesh, axis.removeprefix("mesh."))
+        for (axis, devices), fields in shared.items():
             for field, value in fields:
                 _require(
                     value % devices == 0,
@@ -604,10 +617,10 @@ class SftConfig:
             f"more than warmup_steps={self.warmup_steps}",
         )
         _require(
-            self.batch >= 1 and self.batch % self.mesh.fsdp == 0,
+            self.batch >= 1 and self.batch % (self.mesh.data * self.mesh.fsdp) == 0,
             "batch",
             self.batch,
-            f"a multiple of mesh.fsdp={self.mesh.fsdp}",
+            f"a multiple of mesh.data*mesh.fsdp={self.mesh.data * self.mesh.fsdp}",
         )
         _require(self.lr > 0, "lr", self.lr, "a number above 0")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")

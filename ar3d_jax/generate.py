@@ -56,7 +56,8 @@ def generate_objects(
     kept, so that a run which has compiled its rollout for these sizes compiles nothing.
     """
     texts = [prompt.text for prompt in prompts]
-    batch += -batch % jax.sharding.get_mesh().shape["fsdp"]  # devices share the prompts
+    mesh = jax.sharding.get_mesh().shape
+    batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))
     rollout = roll_out(models, policy, filled, key, cfg, group_size=group_size)
     rows = np.arange(len(texts)) * group_size
@@ -135,7 +136,7 @@ def generate(
         UserError: whatever a user can mend.
     """
     batch = min(len(prompts), BATCH)
-    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp, config.mesh.data)
     with jax.set_mesh(mesh), writing(out):
         models = load_models(config, mesh)
         texts = [prompt.text for prompt in prompts]
@@ -180,7 +181,7 @@ def main(_: list[str]) -> None:
         raise UserError('no prompt; expected --prompt="a chair" or --prompts=FILE')
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
     config = checkpoint_config(checkpoint) if checkpoint else Config()
-    mesh = MeshConfig(values.fsdp, values.tp)  # the training's may be larger
+    mesh = MeshConfig(fsdp=values.fsdp, tp=values.tp)  # the training's may be larger
     config = dataclasses.replace(config, seed=values.seed, mesh=mesh)
     generate(prompts, config, checkpoint, Path(values.out))
 

@@ -334,7 +334,7 @@ def train(config: SftConfig, workdir: str) -> None:
         UserError: no catalog or codec, sizes that do not fit, no space.
     """
     folder = Path(workdir)
-    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp, config.mesh.data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(writing(folder))

@@ -1,9 +1,15 @@
 """Where arrays live: the device mesh, every layout of the project, and two helpers.
 
 Explicit sharding mode: a layout is part of an array's type, so a contraction that would
-need a hidden collective fails when it is traced. Mesh axes are ("fsdp", "tp"); one
-device is the 1x1 mesh, so there are no "is there a mesh?" branches. Everything that
-uses a layout runs under `jax.set_mesh`.
+need a hidden collective fails when it is traced. One device is the 1x1x1 mesh, so there
+are no "is there a mesh?" branches. Everything that uses a layout runs under
+`jax.set_mesh`.
+
+| mesh axis | splits | devices |
+|---|---|---|
+| data | the batch; parameters are whole on each part | slices or hosts far apart |
+| fsdp | the batch and parameters | near each other |
+| tp | heads, MLP, vocabulary | neighbours |
 
 Letters are those of `shapes.py`.
 """
@@ -31,41 +37,59 @@ GATEUP_DEF = P("fsdp", None, "tp")
 DOWN_FD = P("tp", "fsdp")
 
 # Activations.
-ROWS_B = P("fsdp")
-TOKENS_BT = P("fsdp", None)
-ACT_BTD = P("fsdp", None, None)
-ACT_BTKPH = P("fsdp", None, "tp", None, None)
-ACT_BTI = P("fsdp", None, "tp")
-ACT_BTEF = P("fsdp", None, None, "tp")
-LOGITS_BTV = P("fsdp", None, "tp")
-LOGITS_BV = P("fsdp", "tp")
-DRAW_BV = P("fsdp", None)  # one row's vocabulary on one device, to draw from it
+BATCH = ("data", "fsdp")  # the mesh axes that split rows
+ROWS_B = P(BATCH)
+TOKENS_BT = P(BATCH, None)
+ACT_BTD = P(BATCH, None, None)
+ACT_BTKPH = P(BATCH, None, "tp", None, None)
+ACT_BTI = P(BATCH, None, "tp")
+ACT_BTEF = P(BATCH, None, None, "tp")
+LOGITS_BTV = P(BATCH, None, "tp")
+LOGITS_BV = P(BATCH, "tp")
+DRAW_BV = P(BATCH, None)  # one row's vocabulary on one device, to draw from it
 
 # Attention: heads first, so that a product per head is contiguous.
-HEADS_BKQTH = P("fsdp", "tp", None, None, None)
-KEYS_BKHS = P("fsdp", "tp", None, None)
-VALUES_BKSH = P("fsdp", "tp", None, None)
-SCORES_BKQTS = P("fsdp", "tp", None, None, None)
+HEADS_BKQTH = P(BATCH, "tp", None, None, None)
+KEYS_BKHS = P(BATCH, "tp", None, None)
+VALUES_BKSH = P(BATCH, "tp", None, None)
+SCORES_BKQTS = P(BATCH, "tp", None, None, None)
 
 
-def make_mesh(fsdp: int = 1, tp: int = 1) -> jax.sharding.Mesh:
-    """The ("fsdp", "tp") mesh over the first fsdp * tp devices.
+def make_mesh(fsdp: int = 1, tp: int = 1, data: int = 1) -> jax.sharding.Mesh:
+    """The ("data", "fsdp", "tp") mesh over the first data * fsdp * tp devices.
 
     Raises:
         UserError: fewer devices are there than asked for.
     """
     devices = jax.devices()
-    if fsdp * tp > len(devices):
+    wanted = data * fsdp * tp
+    if wanted > len(devices):
         raise UserError(
-            f"mesh.fsdp={fsdp} x mesh.tp={tp} asks for {fsdp * tp} devices; "
-            f"{len(devices)} are there ({devices[0].platform}): lower one of them"
+            f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.tp={tp} asks for {wanted} "
+            f"devices; {len(devices)} are there ({devices[0].platform}): lower one of "
+            "them"
         )
     return jax.make_mesh(
-        (fsdp, tp),
-        ("fsdp", "tp"),
-        axis_types=(jax.sharding.AxisType.Explicit,) * 2,
-        devices=devices[: fsdp * tp],
+        (data, fsdp, tp),
+        ("data", "fsdp", "tp"),
+        axis_types=(jax.sharding.AxisType.Explicit,) * 3,
+        devices=devices[:wanted],
     )
+
+
+def gathered(tree: Any) -> Any:
+    """Parameters whole on every "tp" group: what a decode loop should read.
+
+    Split over "fsdp" they would be sent around for every token. This is one gathering
+    per rollout, for 1 / tp of the parameters' size in memory.
+    """
+
+    def whole(x: jax.Array) -> jax.Array:
+        spec = jax.typeof(x).sharding.spec
+        kept = (None if axis == "fsdp" else axis for axis in spec)
+        return jax.sharding.reshard(x, P(*kept))
+
+    return jax.tree.map(whole, tree)
 
 
 def fold_in_name(key: jax.Array, name: str) -> jax.Array:

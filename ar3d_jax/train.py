@@ -64,7 +64,7 @@ def main(config: Config, workdir: str) -> None:
     folder = Path(workdir)
 
     # --- Models, optimiser, prompts ---------------------------------------------------
-    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp, config.mesh.data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stop = stack.enter_context(_signals())

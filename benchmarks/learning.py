@@ -235,7 +235,7 @@ def main(_: list[str]) -> None:
     for seed, folder in runs.items():
         train(seed, values.steps, folder)
     config = checkpoint_config(runs[0])
-    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp)
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tp, config.mesh.data)
     prompts = held_out_prompts(config.prompts, 10_000)
     prompts = [
         prompts[i] for i in np.linspace(0, len(prompts) - 1, values.prompts).astype(int)

@@ -43,15 +43,15 @@ def one_device() -> Iterator[jax.sharding.Mesh]:
         yield mesh
 
 
-@pytest.fixture(params=[(1, 1), (4, 2)], ids=["1x1", "4x2"])
+@pytest.fixture(params=[(1, 1, 1), (2, 2, 2)], ids=["1x1x1", "2x2x2"])
 def mesh(request: pytest.FixtureRequest) -> Iterator[jax.sharding.Mesh]:
-    """The test runs twice: on one device, and on fsdp=4 x tp=2."""
+    """The test runs twice: on one device, and on data=2 x fsdp=2 x tp=2."""
     from ar3d_jax.sharding import make_mesh
 
-    fsdp, tp = request.param
-    if fsdp * tp > jax.device_count():
-        pytest.skip(f"needs {fsdp * tp} devices")
-    mesh = make_mesh(fsdp, tp)
+    data, fsdp, tp = request.param
+    if data * fsdp * tp > jax.device_count():
+        pytest.skip(f"needs {data * fsdp * tp} devices")
+    mesh = make_mesh(fsdp, tp, data)
     with jax.set_mesh(mesh):
         yield mesh
 

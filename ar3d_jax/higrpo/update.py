@@ -6,9 +6,11 @@ this is `train.py`. Everything happens in one jitted function:
 1. Rewards become advantages, and masks become the weights of all tokens. Both need the
    complete batch, and both are small.
 2. Rows go through the policy (and the reference, where there is a KL term) a
-   micro-batch at a time; gradients add up in float32. Because the weights are fixed
-   before, the size of a micro-batch changes memory and rounding, nothing else.
-3. AdamW replaces parameters and moments in place: `state` is donated.
+   micro-batch at a time; gradients add up in `optim.gradient_dtype`. Because the
+   weights are fixed before, the size of a micro-batch changes memory and rounding,
+   nothing else.
+3. AdamW replaces parameters and moments in place: `state` is donated. It works on
+   float32 master weights, of which a bfloat16 policy is the rounded copy.
 
 With one update per rollout the policy that sampled is the one updated, so the ratio is
 1 up to rounding; the old log-probabilities are the sampler's all the same, so a sampler
@@ -41,6 +43,7 @@ from ar3d_jax.higrpo.objective import (
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Sequence, sequence_logp
 from ar3d_jax.policy.vocab import Vocab
+from ar3d_jax.sharding import BATCH
 
 
 @jax.tree_util.register_dataclass
@@ -50,11 +53,14 @@ class TrainState:
 
     Attributes:
         policy: the decoder that is trained.
-        opt_state: optax's, laid out like the parameters.
+        master: the same weights in `optim.master_dtype`, which the optimiser changes;
+            None where the policy has that type itself.
+        opt_state: optax's, laid out like the parameters, in `optim.moment_dtype`.
         step: optimiser steps done, int32.
     """
 
     policy: Decoder
+    master: Decoder | None
     opt_state: Any
     step: jax.Array
 
@@ -95,15 +101,27 @@ def optimiser(cfg: OptimConfig) -> optax.GradientTransformation:
 def init_state(policy: Decoder, *, optim: OptimConfig) -> TrainState:
     """The state before the first step, with a copy of `policy` that may be donated.
 
-    `policy` itself stays usable, as the reference for instance. Moments are float32 and
-    laid out like their parameters.
+    `policy` itself stays usable, as the reference for instance. Moments are laid out
+    like their parameters.
     """
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), policy)
+    wide = _floats_as(policy, optim.master_dtype)
+    copied = policy.cfg.dtype != optim.master_dtype
+    opt_state = optimisation.init(optimiser(optim), wide)
     return TrainState(
         policy=jax.tree.map(jnp.copy, policy),
-        opt_state=optimisation.init(optimiser(optim), wide),
+        master=wide if copied else None,
+        opt_state=_floats_as(opt_state, optim.moment_dtype),
         step=jnp.zeros((), jnp.int32),
     )
+
+
+def _floats_as(tree: Any, dtype: str) -> Any:
+    """The tree with its floating-point leaves in another type."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
 
 
 @functools.partial(
@@ -140,14 +158,29 @@ def update_step(
         reference = None
     steps, metrics = _tokens_of_steps(rollouts, objective)
     gradient, loss, sums = _accumulate(
-        state.policy, reference, (rollouts.sequences, steps), vocab, objective
+        state.policy,
+        reference,
+        (rollouts.sequences, steps),
+        vocab,
+        objective,
+        optim.gradient_dtype,
     )
-    policy, opt_state = optimisation.step(
-        optimiser(optim), gradient, state.opt_state, state.policy
+    master, opt_state = optimisation.step(
+        optimiser(optim),
+        _floats_as(gradient, optim.master_dtype),
+        _floats_as(state.opt_state, optim.master_dtype),
+        state.policy if state.master is None else state.master,
     )
     metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-    return TrainState(policy, opt_state, state.step + 1), metrics
+    return TrainState(
+        policy=master
+        if state.master is None
+        else _floats_as(master, state.policy.cfg.dtype),
+        master=None if state.master is None else master,
+        opt_state=_floats_as(opt_state, optim.moment_dtype),
+        step=state.step + 1,
+    ), metrics
 
 
 def _tokens_of_steps(
@@ -182,8 +215,9 @@ def _accumulate(
     rows: tuple[dict[str, tuple[Sequence, ...]], dict[str, StepTokens]],
     vocab: Vocab,
     objective: ObjectiveConfig,
+    dtype: str,
 ) -> tuple[Decoder, jax.Array, Metrics]:
-    """Gradient (float32), loss and metrics' sums over all micro-batches."""
+    """Gradient (in `dtype`), loss and metrics' sums over all micro-batches."""
 
     def recomputed(
         model: Decoder, sequences: dict[str, tuple[Sequence, ...]]
@@ -213,10 +247,10 @@ def _accumulate(
         value, gradient = jax.value_and_grad(loss_of, has_aux=True)(
             policy, logp_ref, sequences, steps
         )
-        total = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, gradient)
+        total = jax.tree.map(lambda a, b: a + b.astype(dtype), total, gradient)
         return total, value
 
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), policy)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), policy)
     gradient, (losses, sums) = jax.lax.scan(
         micro_batch, zeros, _micro_batches(rows, objective.micro_batch)
     )
@@ -228,14 +262,14 @@ def _accumulate(
 
 
 def _micro_batches(rows: Any, size: int) -> Any:
-    """[rows, ...] as [rows / size, size, ...], each micro-batch spread over "fsdp".
+    """[rows, ...] as [rows / size, size, ...], each micro-batch spread over BATCH.
 
     Tokens and numbers per token are small, so they may visit every device on the way.
     """
 
     def cut(x: jax.Array) -> jax.Array:
         x = _everywhere(x).reshape(-1, size, *x.shape[1:])
-        spec = jax.P(None, "fsdp", *(None,) * (x.ndim - 2))
+        spec = jax.P(None, BATCH, *(None,) * (x.ndim - 2))
         return jax.sharding.reshard(x, spec)
 
     return jax.tree.map(cut, rows)

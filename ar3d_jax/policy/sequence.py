@@ -217,7 +217,7 @@ def token_logp(
     def join(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x, 0, 1).reshape(rows, chunks * size)[:, :length]
 
-    # Chunks along T: B is split over "fsdp". The head's gradient adds up in the scan.
+    # Chunks along T: B is split over BATCH. The head's gradient adds up in the scan.
     _, values = jax.lax.scan(
         lambda _, chunk: (
             None,

@@ -10,12 +10,12 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ar3d_jax.errors import UserError
-from ar3d_jax.sharding import HEAD_DV
 
 IMPOSSIBLE = -1e30  # a logit; finite, so that probability times logit is 0 and not NaN
 _TILE = 128  # columns are rounded up to it: splits over "tp", and vectors stay aligned
@@ -42,7 +42,8 @@ class Subset:
         if (self.start, self.size) == (0, head.shape[1]):
             return head
         ids = self.start + np.arange(self.size)
-        return head.at[:, ids].get(out_sharding=HEAD_DV, mode="clip")
+        layout = jax.typeof(head).sharding.spec
+        return head.at[:, ids].get(out_sharding=layout, mode="clip")
 
     def masked(self, logits: Float[Array, "*rows V2"]) -> Float[Array, "*rows V2"]:
         """Logits with `IMPOSSIBLE` where an id may not be sampled."""

@@ -32,7 +32,7 @@ from ar3d_jax.policy.sequence import Segment, Sequence, join, side_by_side
 from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.rollout.generate import append, prefill, sample
 from ar3d_jax.rollout.sampling import filters, uniforms
-from ar3d_jax.sharding import TOKENS_BT, fold_in_name
+from ar3d_jax.sharding import TOKENS_BT, fold_in_name, gathered
 
 _STATIC = ("cfg", "vocab", "group_size", "shape_tokens")
 
@@ -53,7 +53,7 @@ def rollout_coarse(
     Rows are prompt-major: prompt b's samples are rows b * G to b * G + G - 1. What a
     row draws depends on (key, row) and the policy, not on the other rows.
     """
-    run = _Run(policy, policy.layers(), cfg, vocab, key)
+    run = _run(policy, cfg, vocab, key)
     prompt, hidden, cache = run.prompt(prompts.high, prompts.high_valid, group_size)
     plan, hidden, planned = run.plan(cache, hidden, "global plan")
     begin, hidden, cache = run.begin_shape(planned)
@@ -75,7 +75,7 @@ def rollout_refined(
     shape_tokens: int,
 ) -> tuple[Sequence, Sequence]:
     """Local plans and refined shapes, from what `rollout_coarse` returned."""
-    run = _Run(policy, policy.layers(), cfg, vocab, key)
+    run = _run(policy, cfg, vocab, key)
     before = Segment.given(
         coarse.tokens[:, : cache.slots], coarse.valid[:, : cache.slots]
     )
@@ -168,3 +168,11 @@ class _Run:
 
     def _numbers(self, cache: Cache, name: str, steps: int) -> jax.Array:
         return uniforms(fold_in_name(self.key, name), cache.rows, steps)
+
+
+def _run(
+    policy: Decoder, cfg: RolloutConfig, vocab: Vocab, key: Key[Array, ""]
+) -> _Run:
+    if cfg.gather:
+        policy = gathered(policy)
+    return _Run(policy, policy.layers(), cfg, vocab, key)

@@ -91,7 +91,7 @@ def test_under_jit_and_sharded_over_prompts(mesh):
     rewards = np.arange(32, dtype=np.float32).reshape(4, 8) ** 2
     valid = rewards % 5 > 0
     placed = [
-        jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", None)))
+        jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"), None)))
         for x in (rewards, valid)
     ]
     got = jitted(*placed)

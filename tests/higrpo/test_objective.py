@@ -331,7 +331,7 @@ def test_sharded_over_prompts(mesh):
     batch = random_batch()
     placed = [
         jax.device_put(
-            x, jax.NamedSharding(mesh, jax.P("fsdp", *(None,) * (x.ndim - 1)))
+            x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
         )
         for x in batch
     ]

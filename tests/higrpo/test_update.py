@@ -108,7 +108,7 @@ def logp_of(policy, sequence):
 
 
 def on_rows(x):
-    return jax.sharding.reshard(x, jax.P("fsdp", *(None,) * (x.ndim - 1)))
+    return jax.sharding.reshard(x, jax.P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
 
 
 def run(policy, rollouts, *, reference=None, objective=OBJECTIVE):
@@ -335,3 +335,50 @@ def test_the_rate_rises_to_lr_and_moments_are_float32():
     assert {x.dtype.name for x in jax.tree.leaves((moments.mu, moments.nu))} == {
         "float32"
     }
+
+
+def test_a_bfloat16_policy_moves_by_less_than_its_own_precision():
+    """The paper's rate: 1e-6 is far below bfloat16's spacing, and must add up."""
+    policy = make_policy(dtype="bfloat16")
+    optim = dataclasses.replace(OPTIM, lr=1e-6, moment_dtype="bfloat16")
+    state = init_state(policy, optim=optim)
+    for _ in range(3):
+        state, _ = update_step(
+            state,
+            policy,
+            make_rollouts(policy),
+            vocab=VOCAB,
+            objective=OBJECTIVE,
+            optim=optim,
+        )
+    moved = np.abs(np.asarray(state.master.head[...] - policy.head[...].astype("f4")))
+    assert 1e-7 < np.median(moved) < 4e-6
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.master)
+    assert_close(state.policy, rounded, rtol=0)
+    dtypes = {x.dtype.name for x in jax.tree.leaves(state.opt_state)}
+    assert dtypes == {"bfloat16", "int32"}
+
+
+def test_moments_in_bfloat16_lead_nearly_the_same_way():
+    policy = make_policy()
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        optim = dataclasses.replace(
+            OPTIM, moment_dtype=dtype, gradient_dtype=dtype, weight_decay=0.0
+        )
+        state = init_state(policy, optim=optim)
+        for _ in range(4):
+            state, _ = update_step(
+                state,
+                policy,
+                make_rollouts(policy),
+                vocab=VOCAB,
+                objective=OBJECTIVE,
+                optim=optim,
+            )
+        assert state.master is None
+        change = jax.tree.map(lambda a, b: a - b, state.policy, policy)
+        moved[dtype] = np.concatenate([np.ravel(x) for x in jax.tree.leaves(change)])
+    cosine = moved["float32"] @ moved["bfloat16"]
+    cosine /= np.linalg.norm(moved["float32"]) * np.linalg.norm(moved["bfloat16"])
+    assert cosine > 0.99

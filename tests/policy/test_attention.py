@@ -89,7 +89,7 @@ def test_cached_attention_reads_only_what_the_mask_keeps(mesh, inputs):
         jax.sharding.reshard(q, ACT_BTKPH),
         keys,
         values,
-        jax.sharding.reshard(mask, jax.P("fsdp", None, None)),
+        jax.sharding.reshard(mask, jax.P(("data", "fsdp"), None, None)),
     )
     np.testing.assert_allclose(
         np.asarray(out)[valid], plain(*inputs)[valid], rtol=1e-4, atol=1e-5

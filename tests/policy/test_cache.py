@@ -42,7 +42,7 @@ def test_a_write_goes_to_its_slots_alone(cache):
     layer = layers(cache)[0]
     rng = np.random.default_rng(0)
     keys, values = rng.normal(size=(2, 2, 2, CFG.kv_heads, CFG.head_size))
-    layout = P("fsdp", None, "tp", None)
+    layout = P(("data", "fsdp"), None, "tp", None)
     keys, values = (
         jax.device_put(x.astype(np.float32), layout) for x in (keys, values)
     )

@@ -147,7 +147,7 @@ def test_published_size_by_shapes_alone():
     for param in (blocks.qkv, blocks.out, blocks.gate_up, blocks.down, policy.head):
         assert {"fsdp", "tp"} <= set(param.get_value().sharding.spec)
     assert logits.shape == (8, 1200, 159_872)
-    assert logits.sharding.spec == jax.P("fsdp", None, "tp")
+    assert logits.sharding.spec == jax.P(("data", "fsdp"), None, "tp")
 
 
 def test_vocabulary_of_the_tests_is_consistent():
