@@ -352,7 +352,7 @@ def test_a_bfloat16_policy_moves_by_less_than_its_own_precision():
             optim=optim,
         )
     moved = np.abs(np.asarray(state.master.head[...] - policy.head[...].astype("f4")))
-    assert 1e-7 < np.median(moved) < 4e-6
+    assert 1e-6 < moved.max() < 4e-6
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.master)
     assert_close(state.policy, rounded, rtol=0)
     dtypes = {x.dtype.name for x in jax.tree.leaves(state.opt_state)}
