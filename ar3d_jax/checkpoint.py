@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ar3d_jax import hosts
 from ar3d_jax.errors import OUT_OF_MEMORY, UserError, writing
 
 FORMAT = 1  # of the names and the JSON object; another number is refused
@@ -220,9 +221,17 @@ class Checkpoints:
         (folder / _DIGESTS).write_text(json.dumps(digests))
 
     def _check_digests(self, folder: Path) -> None:
-        for name, digest in json.loads((folder / _DIGESTS).read_text()).items():
-            if _digest(folder / name) != digest:
-                raise ValueError(f"{name} is not as it was written")
+        """Each host reads its share of the files; all come to the same answer."""
+        problem = None
+        try:
+            digests = sorted(json.loads((folder / _DIGESTS).read_text()).items())
+            for name, digest in digests[jax.process_index() :: hosts.count()]:
+                if _digest(folder / name) != digest:
+                    raise ValueError(f"{name} is not as it was written")
+        except (OSError, ValueError) as error:
+            problem = error
+        if hosts.any_of(problem is not None):
+            raise problem or ValueError("another host cannot read it")
 
     def _check(
         self, step: int, note: Mapping[str, Any], wanted: Mapping[str, Any]
@@ -260,12 +269,13 @@ class Checkpoints:
                 file=sys.stderr,
                 flush=True,
             )
-            if self._read_only:
+            if self._read_only or not hosts.is_first():
                 continue
             while target.exists():
                 target = target.with_name(target.name + "+")
             folder.rename(target)
         if problems and not self._read_only:
+            hosts.total(0)  # all wait for the first one's renaming
             self._orbax.reload()
 
 

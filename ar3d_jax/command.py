@@ -48,7 +48,12 @@ def run(main: Callable[[list[str]], None], *, verbs: Sequence[str] = ()) -> None
 
 
 def run_config(
-    main: Callable[[Any, str], None], *, section: type, config_file: str, workdir: str
+    main: Callable[[Any, str], None],
+    *,
+    section: type,
+    config_file: str,
+    workdir: str,
+    several_hosts: bool = False,
 ) -> None:
     """Calls `main(config, workdir)` for a command with `--config` and `--workdir`.
 
@@ -57,11 +62,28 @@ def run_config(
         section: the dataclass that the config file fills.
         config_file: the default of `--config`.
         workdir: the default of `--workdir`.
+        several_hosts: `--hosts` is a flag, and one process may run on each.
     """
     with exit_on_user_error():
-        config, workdir = parse_config(sys.argv, section, config_file, workdir)
-        with alone_in(Path(workdir)):
-            main(config, workdir)
+        config, values = parse_config(
+            sys.argv, section, config_file, workdir, several_hosts
+        )
+        folder = Path(values.workdir)
+        if not several_hosts or values.hosts == "1":
+            with alone_in(folder):
+                main(config, values.workdir)
+            return
+        from ar3d_jax import hosts
+
+        if ":" not in values.config and config.preset == "tiny":
+            raise UserError(
+                f"--config={values.config} on several hosts is the tiny preset; "
+                f"expected a written one, such as --config={values.config}:7b"
+            )
+        with hosts.joined(values.hosts, values.host_index, values.coordinator):
+            alone = alone_in(folder) if hosts.is_first() else contextlib.nullcontext()
+            with alone:
+                main(config, values.workdir)
 
 
 @contextlib.contextmanager
@@ -118,26 +140,30 @@ def parse(
 
 
 def parse_config(
-    argv: Sequence[str], section: type, config_file: str, workdir: str
-) -> tuple[Any, str]:
-    """The config and the workdir that a command line asks for.
+    argv: Sequence[str],
+    section: type,
+    config_file: str,
+    workdir: str,
+    several_hosts: bool = False,
+) -> tuple[Any, flags.FlagValues]:
+    """The config that a command line asks for, and its other flags.
 
     Raises:
         UserError: as `parse`; a config file that is missing or fails; an unknown
             preset; a value that the config refuses.
     """
     # The file comes first: its values are the defaults of the fields' flags.
-    files = _define_files(config_file, workdir)
+    files = _define_files(config_file, workdir, several_hosts)
     parse(files, argv, known_only=True)
     fields = to_dict(from_config_dict(load_config_file(files.config), section))
 
-    values = _define_files(config_file, workdir)
+    values = _define_files(config_file, workdir, several_hosts)
     _define_fields(values, fields, "config.")
     parse(values, argv)
     # Libraries have flags of their own and refuse to read them before a parse.
     flags.FLAGS.mark_as_parsed()
     config = from_config_dict(_collect_fields(values, fields, "config."), section)
-    return config, values.workdir
+    return config, values
 
 
 def load_config_file(path: str) -> Any:
@@ -184,7 +210,9 @@ class _FieldParser(flags.ArgumentParser):
         return (value,) if lone else value
 
 
-def _define_files(config_file: str, workdir: str) -> flags.FlagValues:
+def _define_files(
+    config_file: str, workdir: str, several_hosts: bool
+) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string(
         "config",
@@ -198,7 +226,27 @@ def _define_files(config_file: str, workdir: str) -> flags.FlagValues:
         "folder of the run, which goes on where it has a checkpoint",
         flag_values=values,
     )
+    if several_hosts:
+        _define_hosts(values)
     return values
+
+
+def _define_hosts(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "hosts",
+        "1",
+        "several hosts, one process each: auto (TPU pod, SLURM, MPI), or their number",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "host_index", -1, "of this host, with --hosts=NUMBER", flag_values=values
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "ADDRESS:PORT of host 0, with --hosts=NUMBER",
+        flag_values=values,
+    )
 
 
 def _define_fields(values: flags.FlagValues, fields: dict, prefix: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ar3d_jax import command, gallery
+from ar3d_jax import command, gallery, hosts
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.config import Config, MeshConfig, RolloutConfig, from_config_dict
 from ar3d_jax.data.prompts import Prompt, read_prompts
@@ -32,7 +32,6 @@ from ar3d_jax.models import (
 )
 from ar3d_jax.policy import chat
 from ar3d_jax.policy.decoder import Decoder
-from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.sharding import make_mesh
 
@@ -54,6 +53,7 @@ def generate_objects(
 
     At most `batch` prompts; fewer are filled up, and of each group the first rollout is
     kept, so that a run which has compiled its rollout for these sizes compiles nothing.
+    All hosts sample together; the first one draws, the others return nothing.
     """
     texts = [prompt.text for prompt in prompts]
     mesh = jax.sharding.get_mesh().shape
@@ -61,19 +61,20 @@ def generate_objects(
     filled = texts + texts[-1:] * (batch - len(texts))
     rollout = roll_out(models, policy, filled, key, cfg, group_size=group_size)
     rows = np.arange(len(texts)) * group_size
-    tickets, logits = {}, {}
-    steps: tuple[tuple[Literal["coarse", "refined"], Sequence], ...] = (
-        ("coarse", rollout.coarse),
-        ("refined", rollout.refined),
-    )
-    for step, sequence in steps:
-        codes = shape_codes(sequence, models.vocab)[rows]
-        logits[step] = decode_rows(models.codec, codes)
-        tickets[step] = scoring.submit(logits[step], texts, step, keep_views=True)
     plans = {
         "global": plan_texts(rollout.coarse, models.tokenizer),
         "local": plan_texts(rollout.local, models.tokenizer),
     }
+    codes: dict[Literal["coarse", "refined"], np.ndarray] = {
+        "coarse": shape_codes(rollout.coarse, models.vocab)[rows],
+        "refined": shape_codes(rollout.refined, models.vocab)[rows],
+    }
+    if not hosts.is_first():
+        return []
+    tickets, logits = {}, {}
+    for step, tokens in codes.items():
+        logits[step] = decode_rows(models.codec, tokens)
+        tickets[step] = scoring.submit(logits[step], texts, step, keep_views=True)
     scores = {step: scoring.collect(ticket)[0] for step, ticket in tickets.items()}
     views = {step: scoring.views(ticket) for step, ticket in tickets.items()}
     return [

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,6 +165,23 @@ class RunLog:
         self._lines.close()
         if self._events:
             self._events.close()
+
+
+class NoLog:
+    """What hosts other than the first have in place of a `RunLog`."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Nothing."""
+
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Prints a line on stderr."""
+        print(line, file=sys.stderr, flush=True)
 
 
 def _number(value: Any) -> float | int | None:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ar3d_jax import hosts, sharding
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
@@ -27,9 +28,7 @@ from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.weights import resolve
 
 CONVERTED = "checkpoints"  # in a folder that `convert.py` made of published weights
-DECODE_ROWS = (
-    16  # objects decoded at once; our choice: one compiled size, little memory
-)
+DECODE_ROWS = 16  # objects that a device decodes at once; our choice: little memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,8 @@ def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
     file = resolve(config.codec.weights, "codec.weights")
     tokenizer = Tokenizer.load(folder)
     policy = load_policy(folder, config.policy, mesh)
-    codec = torch_weights.load(file, config.codec)
+    with jax.set_mesh(hosts.own_mesh()):  # each host decodes its own shapes
+        codec = jax.device_put(torch_weights.load(file, config.codec), jax.P())
     if tokenizer.vocab.codes != codec.config.codes:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab.codes} mesh tokens; the "
@@ -147,30 +147,37 @@ def shape_codes(sequence: Sequence, vocab: Vocab) -> np.ndarray:
     """The sampled shape of each row as codes [rows, M], int32."""
     assert sequence.layout.shape, "a sequence without a sampled shape"
     start, stop = sequence.layout.shape
-    return np.asarray(sequence.tokens[:, start:stop]) - vocab.codes_start
+    return hosts.everywhere(sequence.tokens)[:, start:stop] - vocab.codes_start
 
 
 def plan_texts(sequence: Sequence, tokenizer: Tokenizer) -> list[str]:
     """The sampled plan of each row."""
     assert sequence.layout.text, "a sequence without a sampled plan"
     start, stop = sequence.layout.text
-    tokens = np.asarray(sequence.tokens[:, start:stop])
-    valid = np.asarray(sequence.valid[:, start:stop])
+    tokens = hosts.everywhere(sequence.tokens)[:, start:stop]
+    valid = hosts.everywhere(sequence.valid)[:, start:stop]
     return [
         tokenizer.decode(row[keep].tolist())
         for row, keep in zip(tokens, valid, strict=True)
     ]
 
 
-_decode = jax.jit(Codec.decode)
+@jax.jit
+def _decode(codec: Codec, codes: jax.Array) -> jax.Array:
+    """Each device decodes its rows."""
+    codes = jax.sharding.reshard(codes, sharding.TOKENS_BT)
+    return jax.shard_map(Codec.decode, out_specs=sharding.ROWS_B)(codec, codes)
 
 
 def decode_rows(codec: Codec, codes: np.ndarray) -> Float[np.ndarray, "N R R R"]:
-    """Logits of shape tokens [N, M], a fixed number of rows at a time."""
+    """Logits of shape tokens [N, M], by this host's devices, some rows at a time."""
+    mesh = hosts.own_mesh()
     rows = len(codes)
-    padded = np.pad(codes, ((0, -rows % DECODE_ROWS), (0, 0)))
-    batches = [
-        np.asarray(_decode(codec, padded[first : first + DECODE_ROWS]))
-        for first in range(0, len(padded), DECODE_ROWS)
-    ]
+    step = mesh.size * min(DECODE_ROWS, -(-rows // mesh.size))
+    padded = np.pad(codes, ((0, -rows % step), (0, 0)))
+    with jax.set_mesh(mesh):
+        batches = [
+            np.asarray(_decode(codec, padded[first : first + step]))
+            for first in range(0, len(padded), step)
+        ]
     return np.concatenate(batches)[:rows]

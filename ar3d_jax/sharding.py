@@ -17,14 +17,18 @@ Letters are those of `shapes.py`.
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 
 from ar3d_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tp")
 
 # Parameters. Stacked ones have a leading, unsharded layer axis L (see `Decoder`).
 EMBED_VD = P("tp", "fsdp")
@@ -55,13 +59,21 @@ VALUES_BKSH = P(BATCH, "tp", None, None)
 SCORES_BKQTS = P(BATCH, "tp", None, None, None)
 
 
-def make_mesh(fsdp: int = 1, tp: int = 1, data: int = 1) -> jax.sharding.Mesh:
+def make_mesh(
+    fsdp: int = 1,
+    tp: int = 1,
+    data: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> jax.sharding.Mesh:
     """The ("data", "fsdp", "tp") mesh over the first data * fsdp * tp devices.
 
+    Neighbours in the machine's network become neighbours in `fsdp` and `tp`; TPU slices
+    are joined by `data`.
+
     Raises:
-        UserError: fewer devices are there than asked for.
+        UserError: fewer devices are there than asked for, or slices cannot be joined.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     wanted = data * fsdp * tp
     if wanted > len(devices):
         raise UserError(
@@ -69,12 +81,21 @@ def make_mesh(fsdp: int = 1, tp: int = 1, data: int = 1) -> jax.sharding.Mesh:
             f"devices; {len(devices)} are there ({devices[0].platform}): lower one of "
             "them"
         )
-    return jax.make_mesh(
-        (data, fsdp, tp),
-        ("data", "fsdp", "tp"),
-        axis_types=(jax.sharding.AxisType.Explicit,) * 3,
-        devices=devices[:wanted],
+    devices = devices[:wanted]
+    types = (jax.sharding.AxisType.Explicit,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        shape = (data, fsdp, tp)
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise UserError(
+            f"mesh.data={data}; expected a multiple of {slices}, the TPU slices, which "
+            "only mesh.data may join"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tp), (slices, 1, 1), devices
     )
+    return jax.sharding.Mesh(grid, AXES, axis_types=types)
 
 
 def gathered(tree: Any) -> Any:

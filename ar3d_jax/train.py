@@ -4,7 +4,8 @@
 
 Coarse objects are drawn and scored while the refined rollout runs. The same command
 goes on where `--workdir` has a checkpoint; SIGTERM and Ctrl-C save one and end it with
-status 0.
+status 0. On several hosts, one process runs on each (`--hosts`), with the same flags
+and a workdir that all can reach; `hosts.py` says who does what.
 
 Not here: how any of it is done. Sampling is `rollout/two_step.py`, drawing and scoring
 `rewards/client.py`, the loss `higrpo/objective.py`, files `checkpoint.py`,
@@ -26,20 +27,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from ar3d_jax import command, gallery
+from ar3d_jax import command, gallery, hosts
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.generate import generate_objects
 from ar3d_jax.higrpo.update import ScoredRollouts, init_state, update_step
-from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, RunLog
+from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, NoLog, RunLog
 from ar3d_jax.models import Models, decode_rows, load_models, shape_codes
 from ar3d_jax.policy import chat
 from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.rewards.ensemble import total_rewards
 from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.sharding import fold_in_name, make_mesh
+
+Reasons = dict[str, list[str | None]]  # by role, why a row's score is missing
 
 # Fields, or how their names begin, that a resumed run must share with the saved one.
 SAME_RUN = (
@@ -67,6 +70,7 @@ def main(config: Config, workdir: str) -> None:
     mesh = make_mesh(config.mesh.fsdp, config.mesh.tp, config.mesh.data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        hosts.check_mesh()
         stop = stack.enter_context(_signals())
         source = PromptSource(
             config.prompts,
@@ -97,28 +101,18 @@ def main(config: Config, workdir: str) -> None:
             state, first_step, extras = restored
             source.set_state(extras["prompts"])
             run_key = extras["key"]
-        with writing(folder):  # not before: a refused run leaves the other one's
-            text = json.dumps(to_dict(config), indent=2)
-            (folder / "config.json").write_text(text + "\n")
+        _write_config(config, folder)  # not before: a refused run leaves the other's
+        own = hosts.own_rows(config.prompts_per_step * config.group_size)
         scoring = stack.enter_context(
             Scoring(
                 config.render,
                 config.rewards,
                 config.codec.resolution,
-                slots=2 * config.prompts_per_step * config.group_size,
-                log_dir=folder / "logs",
+                slots=2 * len(own),
+                log_dir=folder / "logs" / hosts.name(),
             )
         )
-        log = stack.enter_context(
-            RunLog(
-                folder,
-                names=HIGRPO_NAMES,
-                shown=HIGRPO_SHOWN,
-                steps=config.steps,
-                first_step=first_step,
-                tensorboard=config.log.tensorboard,
-            )
-        )
+        log = stack.enter_context(_open_log(config, folder, first_step))
 
         def save(step: int) -> None:
             extras = {"prompts": source.get_state(), "key": run_key}
@@ -135,6 +129,8 @@ def main(config: Config, workdir: str) -> None:
             objects = generate_objects(
                 models, state.policy, shown, key, config.rollout, scoring, **sizes
             )
+            if not hosts.is_first():
+                return
             sheet = gallery.write(folder / "samples" / f"step_{step}", objects)
             log.write_picture(step, "samples", np.asarray(sheet))
             for thing in objects:
@@ -152,6 +148,7 @@ def main(config: Config, workdir: str) -> None:
             texts = [prompt.text for prompt in next(source)]
             prompts = chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
             per_row = [text for text in texts for _ in range(config.group_size)]
+            own_texts = [per_row[row] for row in own]
             arguments = (
                 config.rollout,
                 models.vocab,
@@ -164,8 +161,9 @@ def main(config: Config, workdir: str) -> None:
                     rollout_coarse(state.policy, prompts, *arguments, **sizes)
                 )
             with clock("codec"):
-                logits = decode_rows(models.codec, shape_codes(coarse, models.vocab))
-            coarse_ticket = scoring.submit(logits, per_row, "coarse")
+                codes = shape_codes(coarse, models.vocab)[own]
+                logits = decode_rows(models.codec, codes)
+            coarse_ticket = scoring.submit(logits, own_texts, "coarse")
             with clock("rollout"):
                 local, refined = jax.block_until_ready(
                     rollout_refined(
@@ -173,16 +171,17 @@ def main(config: Config, workdir: str) -> None:
                     )
                 )
             with clock("codec"):
-                logits = decode_rows(models.codec, shape_codes(refined, models.vocab))
-            refined_ticket = scoring.submit(logits, per_row, "refined")
+                codes = shape_codes(refined, models.vocab)[own]
+                logits = decode_rows(models.codec, codes)
+            refined_ticket = scoring.submit(logits, own_texts, "refined")
 
             # Rewards.
             with clock("score_wait"):
                 coarse_scores, coarse_reasons = scoring.collect(coarse_ticket)
                 refined_scores, refined_reasons = scoring.collect(refined_ticket)
-            missing = [*coarse_reasons.values(), *refined_reasons.values()]
-            missing = [reason for reasons in missing for reason in reasons if reason]
-            _report_missing(missing, config, log)
+                _report_missing(coarse_reasons, refined_reasons, config, log)
+                coarse_scores = hosts.gather(coarse_scores, len(per_row))
+                refined_scores = hosts.gather(refined_scores, len(per_row))
             weights = to_dict(config.rewards.weights)
             rewards = total_rewards(
                 coarse_scores, refined_scores, weights, config.objective.lam
@@ -209,7 +208,7 @@ def main(config: Config, workdir: str) -> None:
                 metrics = jax.device_get(metrics)
 
             # Log and save.
-            sampled = [np.asarray(s.sampled) for s in (coarse, local, refined)]
+            sampled = [hosts.everywhere(s.sampled) for s in (coarse, local, refined)]
             plans = (
                 sampled[0].sum() + sampled[1].sum() - len(per_row) * config.codec.tokens
             )
@@ -219,7 +218,11 @@ def main(config: Config, workdir: str) -> None:
                 "reward/refined": _mean(rewards_alone[1]),
                 **_score_means("coarse", coarse_scores),
                 **_score_means("refined", refined_scores),
-                "score_missing": len(missing),
+                "score_missing": sum(
+                    int(np.isnan(values).sum())
+                    for scores in (coarse_scores, refined_scores)
+                    for values in scores.values()
+                ),
                 **metrics,
                 "groups_resampled": 0,
                 "plan_tokens": plans / (2 * len(per_row)),
@@ -228,10 +231,10 @@ def main(config: Config, workdir: str) -> None:
                 **clock.line(
                     render=coarse_ticket.draw_s + refined_ticket.draw_s,
                 ),
-                "sidecar_restarts": scoring.restarts,
+                "sidecar_restarts": int(hosts.total(scoring.restarts)),
             }
             log.write(step, line)
-            done, stopping = step + 1, bool(stop)
+            done, stopping = step + 1, hosts.any_of(bool(stop))
             if done % config.log.samples_every == 0 or done == config.steps:
                 draw_samples(done)
             last = done == config.steps
@@ -239,8 +242,8 @@ def main(config: Config, workdir: str) -> None:
                 save(done)
             if stopping and not last:
                 log.say(
-                    f"stopped by {stop[0]} after step {step}; saved, same command goes "
-                    "on"
+                    f"stopped by {', '.join(stop) or 'another host'} after step {step};"
+                    " saved, same command goes on"
                 )
                 return
 
@@ -278,8 +281,34 @@ def _check_prompts(models: Models, source: PromptSource, config: Config) -> None
         )
 
 
-def _report_missing(reasons: list[str], config: Config, log: RunLog) -> None:
+def _write_config(config: Config, folder: Path) -> None:
+    if hosts.is_first():
+        with writing(folder):
+            text = json.dumps(to_dict(config), indent=2)
+            (folder / "config.json").write_text(text + "\n")
+
+
+def _open_log(
+    config: Config, folder: Path, first_step: int
+) -> contextlib.AbstractContextManager[RunLog | NoLog]:
+    if not hosts.is_first():
+        return contextlib.nullcontext(NoLog())
+    return RunLog(
+        folder,
+        names=HIGRPO_NAMES,
+        shown=HIGRPO_SHOWN,
+        steps=config.steps,
+        first_step=first_step,
+        tensorboard=config.log.tensorboard,
+    )
+
+
+def _report_missing(
+    coarse: Reasons, refined: Reasons, config: Config, log: RunLog | NoLog
+) -> None:
     """Says why scores are missing, and ends the run where the config says so."""
+    by_role = [*coarse.values(), *refined.values()]
+    reasons = [reason for rows in by_role for reason in rows if reason]
     if not reasons:
         return
     reason, times = Counter(reasons).most_common(1)[0]
@@ -368,4 +397,5 @@ if __name__ == "__main__":
         section=Config,
         config_file="configs/higrpo.py",
         workdir="runs/higrpo",
+        several_hosts=True,
     )

@@ -37,6 +37,7 @@ PROMPTS = ("a tall chair", "a round table", "a lamp", "a sofa", "a box", "a low 
 def small_config(folder: pathlib.Path) -> Config:
     """Two prompts, groups of two, 16 shape tokens."""
     return Config(
+        preset="small",
         steps=4,
         prompts=str(folder / "prompts.txt"),
         prompts_per_step=2,
@@ -93,7 +94,9 @@ def main() -> None:
     Scoring.sidecar_module = "tests.rewards.stand_in_sidecar"
     sys.argv = [sys.argv[0], f"--config={folder}/config.py", f"--workdir={workdir}"]
     sys.argv += flags
-    command.run_config(train.main, section=Config, config_file="", workdir="")
+    command.run_config(
+        train.main, section=Config, config_file="", workdir="", several_hosts=True
+    )
 
 
 assert to_config_dict  # config.py files import it from here

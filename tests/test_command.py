@@ -20,13 +20,13 @@ def config_of(*arguments):
 
 
 def test_defaults():
-    config, workdir = parse_config(["train"], Config, HIGRPO, "runs/higrpo")
+    config, values = parse_config(["train"], Config, HIGRPO, "runs/higrpo")
     assert config == Config()
-    assert workdir == "runs/higrpo"
+    assert values.workdir == "runs/higrpo"
 
 
 def test_overrides_of_every_type():
-    config, workdir = parse_config(
+    config, values = parse_config(
         [
             "train",
             "--workdir=runs/x",
@@ -47,7 +47,7 @@ def test_overrides_of_every_type():
         HIGRPO,
         "runs/higrpo",
     )
-    assert workdir == "runs/x"
+    assert values.workdir == "runs/x"
     assert (config.steps, config.seed, config.prompts) == (3, 5, "7")
     assert (config.optim.lr, config.optim.eps) == (1.0, 1e-5)
     assert (config.codec.channels, config.codec.blocks) == ((8, 16), (1, 1))

@@ -175,7 +175,7 @@ class PromptSource:
     """Endless batches of prompts, one pass over the file after the other.
 
     The order, and which caption of a row is used, follow from the seed and the position
-    alone; `get_state` is that position. Each host takes every `shards`-th prompt.
+    alone; `get_state` is that position. It is the same on every host.
     """
 
     def __init__(
@@ -186,8 +186,6 @@ class PromptSource:
         seed: int,
         shuffle: bool = True,
         column: str = "",
-        shard: int = 0,
-        shards: int = 1,
     ):
         """Reads the file; raises UserError as `read_prompts`."""
         rows = [row for row in read_prompts(source, column) if not row.held_out]
@@ -198,9 +196,7 @@ class PromptSource:
         prompts = grain.MapDataset.source(rows)
         if shuffle:
             prompts = prompts.shuffle(seed=seed)
-        # Repeated before it is shared out, so that hosts get equally many and a short
-        # file leaves none without.
-        prompts = prompts.seed(seed).repeat().random_map(_choose)[shard::shards]
+        prompts = prompts.seed(seed).repeat().random_map(_choose)
         # The stream has no remainder; without dropping it, its length overflows.
         batches = prompts.batch(batch, drop_remainder=True, batch_fn=list)
         # Reading is from memory: threads would only cost.

@@ -158,7 +158,7 @@ def _part(
     return jax.make_array_from_callback(
         parameter.part_shape(tensor),
         jax.NamedSharding(jax.sharding.get_mesh(), spec),
-        lambda index: parameter.shard(tensor, theirs, index, dtype),
+        lambda index: parameter.shard(tensor, theirs, index or (), dtype),
     )
 
 

@@ -51,7 +51,7 @@ def make_header(shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> Header:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, header: Header) -> Iterator[Callable[[Any], None]]:
+def new_file(path: Path, header: Header) -> Iterator[Callable[[Any], int]]:
     """Opens `path` with a header; yields what takes its tensors' bytes, in order.
 
     Whole or not at all: a reader may be waiting. So the file has its name at the end.
@@ -65,11 +65,11 @@ def new_file(path: Path, header: Header) -> Iterator[Callable[[Any], None]]:
     partial.replace(path)
 
 
-def as_bytes(value: np.ndarray, entry: Entry) -> memoryview:
+def as_bytes(value: np.ndarray, entry: Entry) -> bytes | memoryview:
     """A tensor as a file's entry has it."""
     value = np.ascontiguousarray(value, DTYPES[entry["dtype"]])
     assert list(value.shape) == list(entry["shape"]), "a header of other shapes"
-    return memoryview(value.view(np.uint8).reshape(-1))
+    return value.view(np.uint8).reshape(-1).data
 
 
 def copied_bytes(file: BinaryIO, start: int, entry: Entry) -> Iterator[bytes]:

@@ -136,14 +136,6 @@ def test_resume_is_exact(ten):
     assert take(fresh, 9) == expected
 
 
-def test_hosts_share_the_prompts(ten):
-    whole = PromptSource(ten, batch=2, seed=7)
-    halves = [PromptSource(ten, batch=1, seed=7, shard=i, shards=2) for i in (0, 1)]
-    for _ in range(15):
-        together = [next(half)[0].text for half in halves]
-        assert together == [prompt.text for prompt in next(whole)]
-
-
 def test_one_caption_per_epoch(tmp_path):
     line = json.dumps({"captions": [f"caption {i}" for i in range(4)]})
     path = write(tmp_path, "c.jsonl", line)
