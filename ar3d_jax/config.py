@@ -81,6 +81,32 @@ class PolicyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Thin trained matrices beside frozen weights; the paper trains all weights."""
+
+    rank: int = 0  # of each weight's change; 0: off, all weights are trained
+    alpha: float = 32.0  # the change counts alpha / rank; the usual
+    targets: tuple[str, ...] = (
+        "qkv",
+        "out",
+        "gate_up",
+        "down",
+    )  # weights of each block that change; all of them: the usual
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that do not exist."""
+        _require(self.rank >= 0, "lora.rank", self.rank, "0 (off) or more")
+        _require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
+        known = ("qkv", "out", "gate_up", "down")
+        _require(
+            bool(self.targets) and set(self.targets) <= set(known),
+            "lora.targets",
+            self.targets,
+            "some of " + ", ".join(known),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CodecConfig:
     """The 3D VQ-VAE: resolution**3 voxels <-> `tokens` codes."""
 
@@ -469,6 +495,7 @@ class Config:
     checkpoint_every: int = 10  # steps; our choice: minutes of work at risk
     eval_every: int = 0  # 0: off; held-out judging comes later
     policy: PolicyConfig = PolicyConfig()  # the language model
+    lora: LoraConfig = LoraConfig()  # train thin matrices instead of all weights
     codec: CodecConfig = CodecConfig()  # shape tokens <-> voxels
     rollout: RolloutConfig = RolloutConfig()  # sampling
     objective: ObjectiveConfig = ObjectiveConfig()  # the loss

@@ -2,7 +2,8 @@
 
 `to_hf` turns a training's workdir into a Hugging Face folder that transformers and vLLM
 load: the folder that training began with (`policy.weights`, or `--base`), with its text
-model's tensors replaced; its vision tower, tokenizer and processor come along.
+model's tensors replaced (LoRA's change merged into them); its vision tower, tokenizer
+and processor come along.
 
 `from_hf` is only for speed. Training reads a Hugging Face folder itself; where many
 hosts start often, or read from a bucket, a checkpoint of the same weights is read in
@@ -20,9 +21,9 @@ from absl import flags
 from ar3d_jax import command
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.errors import UserError, writing
-from ar3d_jax.generate import checkpoint_config
-from ar3d_jax.models import CONVERTED
-from ar3d_jax.policy import hf
+from ar3d_jax.generate import checkpoint_config, load_trained
+from ar3d_jax.models import CONVERTED, load_policy
+from ar3d_jax.policy import hf, lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.sharding import make_mesh
 from ar3d_jax.weights import resolve
@@ -63,16 +64,15 @@ def to_hf(source: Path, out: Path, *, base: str, mesh: jax.sharding.Mesh) -> Non
     sizes = hf.read_sizes(folder)
     cfg = dataclasses.replace(config.policy, vocab_size=sizes.vocab_size)
     with jax.set_mesh(mesh):
-        template = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
-        with Checkpoints(
-            source / "checkpoints", keep=1, settings={}, read_only=True
-        ) as checkpoints:
-            restored = checkpoints.restore_latest({"policy": template})
-        if restored is None:
-            raise UserError(f"--source={source} has no checkpoint yet; train first")
-        state, step, _ = restored
-        hf.save(state["policy"], out, base=folder)
-    print(f"{out}: the policy of {source} after {step} steps")
+        if config.lora.rank:
+            start = load_policy(folder, cfg, mesh)
+        else:
+            start = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
+        policy = load_trained(start, config.lora, source)
+        if config.lora.rank:
+            policy = lora.merged(policy)
+        hf.save(policy, out, base=folder)
+    print(f"{out}: the policy of {source}")
 
 
 def _define_flags() -> None:

@@ -19,7 +19,13 @@ from tqdm import tqdm
 
 from ar3d_jax import command, gallery, hosts
 from ar3d_jax.checkpoint import Checkpoints
-from ar3d_jax.config import Config, MeshConfig, RolloutConfig, from_config_dict
+from ar3d_jax.config import (
+    Config,
+    LoraConfig,
+    MeshConfig,
+    RolloutConfig,
+    from_config_dict,
+)
 from ar3d_jax.data.prompts import Prompt, read_prompts
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.models import (
@@ -30,7 +36,7 @@ from ar3d_jax.models import (
     roll_out,
     shape_codes,
 )
-from ar3d_jax.policy import chat
+from ar3d_jax.policy import chat, lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.sharding import make_mesh
@@ -113,19 +119,27 @@ def checkpoint_config(folder: Path) -> Config:
         ) from error
 
 
-def load_trained(models: Models, folder: Path) -> Decoder:
+def load_trained(base: Decoder, config: LoraConfig, folder: Path) -> Decoder:
     """The policy of the newest checkpoint in a workdir, whose run may be going on.
+
+    Args:
+        base: of the sizes of the trained one; with LoRA, the policy it began with.
+        config: the training's.
+        folder: the workdir.
 
     Raises:
         UserError: there is none that fits.
     """
+    template = base
+    if config.rank:
+        template = lora.attach(base, config, jax.random.key(0))
     with Checkpoints(
         folder / "checkpoints", keep=1, settings={}, read_only=True
     ) as checkpoints:
-        restored = checkpoints.restore_latest({"policy": models.policy})
+        restored = checkpoints.restore_latest({"policy": lora.trained(template)})
     if restored is None:
-        raise UserError(f"--checkpoint={folder} has no checkpoint yet; train first")
-    return restored[0]["policy"]
+        raise UserError(f"{folder} has no checkpoint yet; train first")
+    return lora.with_trained(template, restored[0]["policy"])
 
 
 def generate(
@@ -144,7 +158,7 @@ def generate(
         chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)  # all fit
         policy = models.policy
         if checkpoint:
-            policy = load_trained(models, checkpoint)
+            policy = load_trained(policy, config.lora, checkpoint)
         drawing = Scoring(
             config.render, None, config.codec.resolution, 2 * batch, out / "logs"
         )

@@ -6,30 +6,32 @@ it has, and for those the codec, the drawing, the scoring. A group's rows are on
 host. With one host every function here returns at once, so that callers have no "are
 there several?" branches.
 
-A host that fails or is killed ends all of them: `jax.distributed` notices it within
-HEARTBEAT_S, most collectives at once. The same command on all hosts goes on from the
-last checkpoint.
+A host that fails or is killed ends all of them, at once where the network says so
+(`host_watch.py`), else within HEARTBEAT_S. The same command on all hosts goes on from
+the last checkpoint.
 """
 
 import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 
 from ar3d_jax.errors import UserError, exit_on_user_error
+from ar3d_jax.host_watch import Watch
 from ar3d_jax.sharding import ROWS_B, make_mesh
 
 HEARTBEAT_S = 30  # until a silent host counts as dead; our choice, jax's is 100
 START_S = 600  # for all hosts to arrive; our choice: a pod's setups differ by minutes
-LOST = 75  # exit status (EX_TEMPFAIL): try again. A user's mistake is 2, a bug is 1
 
 # In what JAX says when it is not this process that failed.
-_OTHERS = ("gloo", "coordination", "heartbeat", "distributed service", "UNAVAILABLE")
+_OTHERS = ("gloo", "coordination", "heartbeat", "distributed service", "unavailable")
 
 
 @contextlib.contextmanager
@@ -48,16 +50,17 @@ def joined(hosts: str, index: int = -1, coordinator: str = "") -> Iterator[None]
     if hosts == "1":
         yield
         return
-    _connect(hosts, index, coordinator)
+    watch = _connect(hosts, index, coordinator)
     try:
         yield
     except BaseException as error:
         # Leaving in order would wait for hosts that wait for this one.
-        os._exit(_last_words(error))
+        os._exit(_last_words(error, watch))
+    watch.done()
     jax.distributed.shutdown()
 
 
-def _connect(hosts: str, index: int, coordinator: str) -> None:
+def _connect(hosts: str, index: int, coordinator: str) -> Watch:
     where: dict[str, Any] = {}
     if hosts != "auto":
         if not hosts.isdigit() or not 0 <= index < int(hosts) or ":" not in coordinator:
@@ -77,7 +80,11 @@ def _connect(hosts: str, index: int, coordinator: str) -> None:
             initialization_timeout=START_S,
             heartbeat_timeout_seconds=HEARTBEAT_S,
         )
-    except (ValueError, RuntimeError) as error:
+        # JAX tells nobody what it found out about the first host's address.
+        found = coordinator or distributed.global_state.coordinator_address or ""
+        address = found.rpartition(":")[0].strip("[]")
+        return Watch(jax.process_index(), count(), address)
+    except (ValueError, RuntimeError, OSError) as error:
         raise UserError(
             f"--hosts={hosts}: the hosts do not find each other ({error}); expected a "
             "TPU pod, SLURM or MPI, or --hosts=N --host_index=I "
@@ -85,28 +92,22 @@ def _connect(hosts: str, index: int, coordinator: str) -> None:
         ) from error
 
 
-def _last_words(error: BaseException) -> int:
-    """Says why this host ends; returns its exit status."""
-    name = f"host {jax.process_index()} of {jax.process_count()}"
+def _last_words(error: BaseException, watch: Watch) -> int:
+    """Says here and to the others why this host ends; returns its exit status."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if any(sign in text.lower() for sign in _OTHERS):
+        time.sleep(1)  # the watch knows more, and ends this process
+    name = f"host {jax.process_index()} of {count()}"
     try:
         with exit_on_user_error():
             raise error
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except Exception:
-        text = f"{type(error).__name__}: {error}"
-        if any(sign.lower() in text.lower() for sign in _OTHERS):
-            print(
-                f"error: {name} has lost another host ({' '.join(text.split())[:200]});"
-                " see that host's output, then start the same command on all hosts: it"
-                " goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-            status = LOST
-        else:
-            traceback.print_exc()
-            status = 1
-    print(f"{name} ends with status {status}; all others follow", file=sys.stderr)
+        text = str(error)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    watch.failed(f"{name} has ended with status {status} ({text[:500]})")
     sys.stderr.flush()
     return status
 

@@ -33,7 +33,13 @@ from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.generate import generate_objects
-from ar3d_jax.higrpo.update import ScoredRollouts, init_state, update_step
+from ar3d_jax.higrpo.update import (
+    ScoredRollouts,
+    from_saved,
+    init_state,
+    to_save,
+    update_step,
+)
 from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, NoLog, RunLog
 from ar3d_jax.models import Models, decode_rows, load_models, shape_codes
 from ar3d_jax.policy import chat
@@ -51,7 +57,7 @@ SAME_RUN = (
     "group_size",
     "paradigm",
     "policy.weights",  # the reference
-    *("codec.", "rollout.", "data."),
+    *("lora.", "codec.", "rollout.", "data."),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
     *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
 )
@@ -84,9 +90,11 @@ def main(config: Config, workdir: str) -> None:
         )
         models = load_models(config, mesh)
         _check_prompts(models, source, config)
-        reference = models.policy
-        state = init_state(models.policy, optim=config.optim)
         run_key = jax.random.key(config.seed)
+        reference = None if config.lora.rank else models.policy
+        state = init_state(
+            models.policy, optim=config.optim, lora_config=config.lora, key=run_key
+        )
 
         # --- Checkpoint, scorers, log -------------------------------------------------
         checkpoints = stack.enter_context(
@@ -97,8 +105,9 @@ def main(config: Config, workdir: str) -> None:
             )
         )
         first_step = 0
-        if restored := checkpoints.restore_latest(state):
-            state, first_step, extras = restored
+        if restored := checkpoints.restore_latest(to_save(state)):
+            saved, first_step, extras = restored
+            state = from_saved(state, saved)
             source.set_state(extras["prompts"])
             run_key = extras["key"]
         _write_config(config, folder)  # not before: a refused run leaves the other's
@@ -116,7 +125,7 @@ def main(config: Config, workdir: str) -> None:
 
         def save(step: int) -> None:
             extras = {"prompts": source.get_state(), "key": run_key}
-            checkpoints.save(state, step, extras)
+            checkpoints.save(to_save(state), step, extras)
 
         def draw_samples(step: int) -> None:
             key = fold_in_name(run_key, "samples")

@@ -256,7 +256,7 @@ def main(_: list[str]) -> None:
         line["before"] = {"scores": before.scores, "shape": before.shape}
         learnt = []
         for seed, folder in runs.items():
-            policy = load_trained(models, folder)
+            policy = load_trained(models.policy, config.lora, folder)
             after = evaluate(models, policy, prompts, config, scoring)
             gains = {s: gain(before.rewards[s], after.rewards[s]) for s in STEPS}
             learnt += [gains[s]["gain_in_errors"] >= NEEDED for s in STEPS]

@@ -14,7 +14,8 @@ CODE = SOURCES + sorted((ROOT / "configs").glob("*.py"))
 # From the bottom up: a file imports from its own layer and from those before it. Files
 # of ar3d_jax/ that are in no layer are entry points, above all of them.
 LAYERS = (
-    {"shapes", "config", "sharding", "errors", "command", "optim", "weights"},
+    {"shapes", "config", "sharding", "errors", "command", "optim", "weights", "hosts"}
+    | {"host_watch"},
     {"policy", "codec", "appearance", "data", "rewards.wire"},
     {"rollout", "higrpo", "rewards", "render", "evaluation"},
     {"checkpoint", "metrics"},

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from ar3d_jax import optim as optimisation
-from ar3d_jax.config import ObjectiveConfig, OptimConfig
+from ar3d_jax.config import LoraConfig, ObjectiveConfig, OptimConfig
 from ar3d_jax.higrpo.advantages import (
     group_advantages,
     group_spread,
@@ -40,6 +40,7 @@ from ar3d_jax.higrpo.objective import (
     means,
     token_weights,
 )
+from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Sequence, sequence_logp
 from ar3d_jax.policy.vocab import Vocab
@@ -53,14 +54,15 @@ class TrainState:
 
     Attributes:
         policy: the decoder that is trained.
-        master: the same weights in `optim.master_dtype`, which the optimiser changes;
-            None where the policy has that type itself.
+        master: what is trained of it (all, or LoRA's thin matrices) in
+            `optim.master_dtype`, which the optimiser changes; None where the policy has
+            that type itself.
         opt_state: optax's, laid out like the parameters, in `optim.moment_dtype`.
         step: optimiser steps done, int32.
     """
 
     policy: Decoder
-    master: Decoder | None
+    master: Any
     opt_state: Any
     step: jax.Array
 
@@ -97,22 +99,56 @@ def optimiser(cfg: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-@functools.partial(jax.jit, static_argnames="optim")
-def init_state(policy: Decoder, *, optim: OptimConfig) -> TrainState:
-    """The state before the first step, with a copy of `policy` that may be donated.
+def init_state(
+    policy: Decoder,
+    *,
+    optim: OptimConfig,
+    lora_config: LoraConfig | None = None,
+    key: jax.Array | None = None,
+) -> TrainState:
+    """The state before the first step.
 
-    `policy` itself stays usable, as the reference for instance. Moments are laid out
-    like their parameters.
+    Moments are laid out like their parameters. Where all weights are trained, the state
+    has a copy of `policy`, which stays usable, as the reference for instance. With LoRA
+    it shares the frozen weights, and `policy` is gone once the state is donated.
     """
-    wide = _floats_as(policy, optim.master_dtype)
-    copied = policy.cfg.dtype != optim.master_dtype
-    opt_state = optimisation.init(optimiser(optim), wide)
+    if lora_config is None or not lora_config.rank:
+        return _init_state(_copied(policy), optim)
+    key = jax.random.key(0) if key is None else key
+    return _init_state(lora.attach(policy, lora_config, key), optim)
+
+
+_copied = jax.jit(functools.partial(jax.tree.map, jnp.copy))
+
+
+def _init_state(policy: Decoder, optim: OptimConfig) -> TrainState:
+    trained = lora.trained(policy)
+    master, opt_state = _init_optimiser(trained, optim)
+    same = policy.cfg.dtype == optim.master_dtype
     return TrainState(
-        policy=jax.tree.map(jnp.copy, policy),
-        master=wide if copied else None,
-        opt_state=_floats_as(opt_state, optim.moment_dtype),
+        policy=policy,
+        master=None if same else master,
+        opt_state=opt_state,
         step=jnp.zeros((), jnp.int32),
     )
+
+
+@functools.partial(jax.jit, static_argnames="optim")
+def _init_optimiser(trained: Any, optim: OptimConfig) -> tuple[Any, Any]:
+    master = _floats_as(trained, optim.master_dtype)
+    opt_state = optimisation.init(optimiser(optim), master)
+    return master, _floats_as(opt_state, optim.moment_dtype)
+
+
+def to_save(state: TrainState) -> TrainState:
+    """The state without what training leaves as it was: LoRA's frozen weights."""
+    return dataclasses.replace(state, policy=lora.trained(state.policy))
+
+
+def from_saved(state: TrainState, saved: TrainState) -> TrainState:
+    """The inverse of `to_save`; `state` is of the same run."""
+    policy = lora.with_trained(state.policy, saved.policy)
+    return dataclasses.replace(saved, policy=policy)
 
 
 def _floats_as(tree: Any, dtype: str) -> Any:
@@ -148,7 +184,8 @@ def update_step(
 
     Args:
         state: donated.
-        reference: the frozen policy of the KL term; not run where `kl_coef` is 0.
+        reference: the frozen policy of the KL term; not run where `kl_coef` is 0. None
+            with LoRA: its frozen weights are that policy.
         rollouts: sampled by `state.policy`.
         vocab: which ids the segments sampled from.
         objective: the loss.
@@ -156,6 +193,8 @@ def update_step(
     """
     if objective.kl_coef == 0:
         reference = None
+    elif reference is None:
+        reference = lora.base(state.policy)
     steps, metrics = _tokens_of_steps(rollouts, objective)
     gradient, loss, sums = _accumulate(
         state.policy,
@@ -169,14 +208,13 @@ def update_step(
         optimiser(optim),
         _floats_as(gradient, optim.master_dtype),
         _floats_as(state.opt_state, optim.master_dtype),
-        state.policy if state.master is None else state.master,
+        lora.trained(state.policy) if state.master is None else state.master,
     )
     metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+    trained = _floats_as(master, state.policy.cfg.dtype)
     return TrainState(
-        policy=master
-        if state.master is None
-        else _floats_as(master, state.policy.cfg.dtype),
+        policy=lora.with_trained(state.policy, trained),
         master=None if state.master is None else master,
         opt_state=_floats_as(opt_state, optim.moment_dtype),
         step=state.step + 1,
@@ -216,8 +254,8 @@ def _accumulate(
     vocab: Vocab,
     objective: ObjectiveConfig,
     dtype: str,
-) -> tuple[Decoder, jax.Array, Metrics]:
-    """Gradient (in `dtype`), loss and metrics' sums over all micro-batches."""
+) -> tuple[Any, jax.Array, Metrics]:
+    """Gradient of what is trained, in `dtype`, loss and metrics' sums."""
 
     def recomputed(
         model: Decoder, sequences: dict[str, tuple[Sequence, ...]]
@@ -231,26 +269,27 @@ def _accumulate(
         return logp, entropy
 
     def loss_of(
-        policy: Decoder,
+        trained: Any,
         logp_ref: dict[str, jax.Array] | None,
         sequences: dict[str, tuple[Sequence, ...]],
         steps: dict[str, StepTokens],
     ) -> tuple[jax.Array, Metrics]:
-        logp, entropy = recomputed(policy, sequences)
+        logp, entropy = recomputed(lora.with_trained(policy, trained), sequences)
         loss, sums = higrpo_loss(logp, logp_ref, steps, objective)
         weighted = [jnp.sum(steps[name].weights * entropy[name]) for name in steps]
         return loss, sums | {"entropy": functools.reduce(jnp.add, weighted)}
 
-    def micro_batch(total: Decoder, rows: Any) -> tuple[Decoder, Any]:
+    def micro_batch(total: Any, rows: Any) -> tuple[Any, Any]:
         sequences, steps = rows
         logp_ref = None if reference is None else recomputed(reference, sequences)[0]
         value, gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            policy, logp_ref, sequences, steps
+            trained, logp_ref, sequences, steps
         )
         total = jax.tree.map(lambda a, b: a + b.astype(dtype), total, gradient)
         return total, value
 
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), policy)
+    trained = lora.trained(policy)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), trained)
     gradient, (losses, sums) = jax.lax.scan(
         micro_batch, zeros, _micro_batches(rows, objective.micro_batch)
     )

@@ -3,7 +3,8 @@
 Tokens and positions in, logits out. Whole sequences (`__call__`, `hidden`) serve
 training; `extend` appends tokens to a cache and serves rollouts. Attention itself is
 in `attention.py`, the cache in `cache.py`, log-probabilities of sequences in
-`sequence.py`, Hugging Face's names for these parameters in `hf.py`.
+`sequence.py`, Hugging Face's names for these parameters in `hf.py`, thin trained
+weights beside frozen ones in `lora.py`.
 
 How this differs from the published code, none of it visible in the result:
 
@@ -25,8 +26,9 @@ from ar3d_jax import sharding
 from ar3d_jax.config import PolicyConfig
 from ar3d_jax.policy import attention
 from ar3d_jax.policy.cache import Cache, LayerCache
+from ar3d_jax.policy.lora import project
 from ar3d_jax.policy.rope import Rotation, rotate, rotation
-from ar3d_jax.sharding import ones, param, project, zeros
+from ar3d_jax.sharding import ones, param, zeros
 
 
 def rms_norm(
@@ -61,7 +63,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, K, Q, H] and keys, both rotated, and values [B, T, K, H]."""
         x = rms_norm(x, self.attention_norm[...], self.cfg.rms_eps)
-        qkv = project(x, self.qkv[...], sharding.ACT_BTKPH)
+        qkv = project(x, self.qkv, sharding.ACT_BTKPH)
         qkv = qkv + self.qkv_bias[...][None, None]
         qk = rotate(qkv[..., :-1, :], turn)
         return qk[..., :-1, :], qk[..., -1, :], qkv[..., -1, :]
@@ -73,11 +75,11 @@ class Block(nnx.Module):
         # One contracted axis: over three, XLA would transpose the weights every time.
         joined = (*attended.shape[:2], self.out.shape[0])
         attended = attended.reshape(joined, out_sharding=sharding.ACT_BTI)
-        x = x + project(attended, self.out[...], sharding.ACT_BTD)
+        x = x + project(attended, self.out, sharding.ACT_BTD)
         y = rms_norm(x, self.mlp_norm[...], self.cfg.rms_eps)
-        y = project(y, self.gate_up[...], sharding.ACT_BTEF)
+        y = project(y, self.gate_up, sharding.ACT_BTEF)
         y = jax.nn.silu(y[:, :, 0]) * y[:, :, 1]
-        return x + project(y, self.down[...], sharding.ACT_BTD)
+        return x + project(y, self.down, sharding.ACT_BTD)
 
 
 Layers = Block | tuple[Block, ...]  # stacked, or one by one
@@ -123,7 +125,7 @@ class Decoder(nnx.Module):
         """
         hidden = self.hidden(tokens, positions, valid)
         head = self.head_weights()
-        return project(hidden, head, sharding.LOGITS_BTV, jnp.float32)
+        return sharding.project(hidden, head, sharding.LOGITS_BTV, jnp.float32)
 
     def hidden(
         self,
