@@ -54,7 +54,9 @@ class PolicyConfig:
     tied: bool = False  # one matrix for embedding and head; 7B: separate
     max_positions: int = 1024  # prompt + plan + shape must fit; 7B: 128,000
     dtype: str = "float32"  # of parameters and activations; bfloat16 on accelerators
-    remat: bool = False  # recompute blocks in the backward pass: memory for 1/3 time
+    remat: str = "off"  # what the backward pass finds of a block: off: all; attention:
+    # its input and attention's result, for 1/4 more time; full: its input alone
+    attention: str = "auto"  # of training: xla, splash (TPU) or cudnn (NVIDIA)
     scan_decode: bool = (
         False  # layers by lax.scan in decoding; unrolled is 2.5x faster on CPU
     )
@@ -78,6 +80,8 @@ class PolicyConfig:
             "an even number (RoPE pairs)",
         )
         _choice("policy.dtype", self.dtype, "float32", "bfloat16")
+        _choice("policy.remat", self.remat, "off", "attention", "full")
+        _choice("policy.attention", self.attention, "auto", "xla", "splash", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ BATCH = ("data", "fsdp")  # the mesh axes that split rows
 ROWS_B = P(BATCH)
 TOKENS_BT = P(BATCH, None)
 ACT_BTD = P(BATCH, None, None)
+ACT_BTKH = P(BATCH, None, "tp", None)
 ACT_BTKPH = P(BATCH, None, "tp", None, None)
 ACT_BTI = P(BATCH, None, "tp")
 ACT_BTEF = P(BATCH, None, None, "tp")
@@ -96,6 +97,13 @@ def make_mesh(
         (data // slices, fsdp, tp), (slices, 1, 1), devices
     )
     return jax.sharding.Mesh(grid, AXES, axis_types=types)
+
+
+def platform() -> str:
+    """What the mesh that is set consists of: "cpu", "gpu" or "tpu"; also in a trace."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = device.platform if device else jax.default_backend()
+    return "gpu" if name == "cuda" else name
 
 
 def gathered(tree: Any) -> Any:

@@ -104,7 +104,7 @@ def products_s(workdir: Path) -> dict[str, float]:
     lengths = (prompt + plan + shape, prompt + 2 * plan, prompt + plan + shape)
     update = rows * sum(lengths) * body + rows * 2 * (plan + shape) * head
     # Forward and backward, the forward pass again (remat), and the reference.
-    passes = 3 + policy.remat + (config.objective.kl_coef > 0)
+    passes = 3 + (policy.remat != "off") + (config.objective.kl_coef > 0)
     sampled = rows * 2 * (plan + shape) * (body + head)
     codes = np.zeros((16, shape), np.int32)
     codec = Codec(config.codec, jax.random.key(0))

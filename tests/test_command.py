@@ -39,7 +39,7 @@ def test_overrides_of_every_type():
             "--config.rollout.prompt_tokens=64",
             "--noconfig.log.tensorboard",
             "--config.policy.tied",
-            "--config.policy.remat=True",
+            "--config.policy.scan_decode=True",
             "--config.seed",
             "5",
         ],
@@ -53,7 +53,7 @@ def test_overrides_of_every_type():
     assert (config.codec.channels, config.codec.blocks) == ((8, 16), (1, 1))
     assert config.rollout.prompt_tokens == (64,)
     assert (config.log.tensorboard, config.policy.tied) == (False, True)
-    assert config.policy.remat is True
+    assert config.policy.scan_decode is True
 
 
 def test_the_last_config_and_the_last_value_win():

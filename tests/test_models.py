@@ -70,5 +70,8 @@ def test_missing_weights_are_named(tmp_path):
         config, policy=dataclasses.replace(config.policy, weights=str(tmp_path / "no"))
     )
     mesh = make_mesh()
-    with jax.set_mesh(mesh), pytest.raises(UserError, match="there is no such file or folder"):
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(UserError, match="there is no such file or folder"),
+    ):
         load_models(missing, mesh)

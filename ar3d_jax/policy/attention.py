@@ -1,9 +1,10 @@
 """Grouped-query attention, the only place that knows how scores are computed.
 
-`causal_attention` serves training: whole sequences, queries in blocks, scores never
-stored (they are computed again in the backward pass from the saved log-sum, as in
-FlashAttention, arXiv 2205.14135). `cached_attention` serves decoding. Projections are
-in `decoder.py`, the cache in `cache.py`.
+`causal_attention` serves training: whole sequences, by the kernel that fits the device
+(`kernels.py` has those of others). Ours takes queries in blocks; scores are never
+stored but computed again in the backward pass from the saved log-sum, as in
+FlashAttention, arXiv 2205.14135. `cached_attention` serves decoding. Projections are in
+`decoder.py`, the cache in `cache.py`.
 
 Every product here is batched over rows and key/value heads, and the Q query heads of
 one key/value head are one matrix: XLA does few large products well, many small badly.
@@ -11,12 +12,16 @@ one key/value head are one matrix: XLA does few large products well, many small 
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from ar3d_jax import sharding
+from ar3d_jax.policy import kernels
+from ar3d_jax.policy.kernels import SAVED
 from ar3d_jax.sharding import (
     HEADS_BKQTH,
     KEYS_BKHS,
@@ -26,7 +31,6 @@ from ar3d_jax.sharding import (
 )
 
 QUERY_BLOCK = 128  # our choice: 17 MB of scores per row block at 8 rows, 8 heads, 1,088
-SAVED = "attention"  # the name under which a checkpoint policy finds what to keep
 _MASKED = -1e30  # finite: a row without any valid key must not become NaN
 
 
@@ -35,15 +39,33 @@ def causal_attention(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     valid: Bool[Array, "B T"],
+    kernel: str = "xla",
 ) -> Float[Array, "B T K Q H"]:
     """softmax(q k^T / sqrt(H)) v over valid keys at or before each query.
 
-    The result at a query that is not valid is finite and means nothing.
+    The result at a query that is not valid is finite and means nothing. `kernel` is
+    `policy.attention`.
     """
+    if kernel == "auto":
+        kernel = _fitting_kernel(q.shape[-1], q.dtype)
+    if kernel == "splash":
+        return kernels.splash(q, k, v, valid)
+    if kernel == "cudnn":
+        return kernels.cudnn(q, k, v, valid)
     q = jnp.transpose(q * q.shape[-1] ** -0.5, (0, 2, 3, 1, 4))
     k = jnp.transpose(k, (0, 2, 3, 1))
     v = jnp.transpose(v, (0, 2, 1, 3))
     return jnp.transpose(_blocked(q, k, v, valid), (0, 3, 1, 2, 4))
+
+
+def _fitting_kernel(head_size: int, dtype: Any) -> str:
+    """The device's own kernel where it can have these heads."""
+    platform = sharding.platform()
+    if platform == "tpu" and kernels.splash_fits(head_size):
+        return "splash"
+    if platform == "gpu" and dtype == jnp.bfloat16 and head_size % 8 == 0:
+        return "cudnn"
+    return "xla"
 
 
 def cached_attention(

@@ -142,13 +142,16 @@ class Decoder(nnx.Module):
         turn = self._rotation(positions)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            attended = attention.causal_attention(*block.project(x, turn), real)
+            attended = attention.causal_attention(
+                *block.project(x, turn), real, self.cfg.attention
+            )
             return block.finish(x, attended), None
 
-        if self.cfg.remat:
-            # Attention's result is small and dear: all else is computed again.
-            keep = jax.checkpoint_policies.save_only_these_names(attention.SAVED)
-            layer = jax.checkpoint(layer, policy=keep)
+        if self.cfg.remat != "off":
+            # Attention's result is small and dear.
+            kept = (attention.SAVED,) if self.cfg.remat == "attention" else ()
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            layer = jax.checkpoint(layer, policy=policy)
         x, _ = jax.lax.scan(layer, self._embedded(tokens), self.blocks)
         return rms_norm(x, self.norm[...], self.cfg.rms_eps)
 

@@ -311,7 +311,14 @@ def check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:
     Raises:
         UserError: naming all that differ.
     """
-    how_to_run = {"weights", "dtype", "remat", "scan_decode", "max_positions"}
+    how_to_run = {
+        "weights",
+        "dtype",
+        "remat",
+        "attention",
+        "scan_decode",
+        "max_positions",
+    }
     differences = [
         f"policy.{field.name}={ours!r} but the folder has {theirs!r}"
         for field in dataclasses.fields(cfg)

@@ -1,4 +1,4 @@
-"""LoRA: at first nothing changes; then what is trained is the product, and only that."""
+"""LoRA: at first nothing changes; then a product is added, and only it is trained."""
 
 import dataclasses
 
