@@ -9,9 +9,12 @@
 | die | kill -9s its own process, each time |
 | hang | never returns, and holds the interpreter: nothing else in the process runs |
 | anything else | a number from the views', the points' and the prompt's bytes |
+
+With STAND_IN_SCORES=smooth that number hardly changes where the object hardly does.
 """
 
 import ctypes
+import math
 import os
 import pathlib
 import signal
@@ -45,6 +48,8 @@ class ObedientScorer:
             case ["hang"]:
                 pathlib.Path(os.environ["STAND_IN_DIR"], "hanging").touch()
                 ctypes.PyDLL(None).pause()  # PyDLL keeps the interpreter's lock
+        if os.environ.get("STAND_IN_SCORES") == "smooth":
+            return {role: (_smooth(points, prompt + role), None) for role in roles}
         content = views.tobytes() + points.tobytes() + prompt.encode()
         return {
             role: (zlib.crc32(role.encode(), zlib.crc32(content)) / 2**32, None)
@@ -53,6 +58,10 @@ class ObedientScorer:
 
     def close(self):
         pathlib.Path(os.environ["STAND_IN_DIR"], "closed").touch()
+
+
+def _smooth(points, text):
+    return math.sin(9 * float(points.mean()) + zlib.crc32(text.encode()))
 
 
 def load(config):
