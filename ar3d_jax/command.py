@@ -65,9 +65,8 @@ def run_config(
         several_hosts: `--hosts` is a flag, and one process may run on each.
     """
     with exit_on_user_error():
-        config, values = parse_config(
-            sys.argv, section, config_file, workdir, several_hosts
-        )
+        define = _define_hosts if several_hosts else _no_flags
+        config, values = parse_config(sys.argv, section, config_file, workdir, define)
         folder = Path(values.workdir)
         if not several_hosts or values.hosts == "1":
             with alone_in(folder):
@@ -139,25 +138,36 @@ def parse(
         raise UserError(f"unexpected argument {stray[0]!r}; expected --name=value")
 
 
+def _no_flags(values: flags.FlagValues) -> None:
+    """No flags beside --config, --workdir and the fields."""
+
+
 def parse_config(
     argv: Sequence[str],
     section: type,
     config_file: str,
-    workdir: str,
-    several_hosts: bool = False,
+    workdir: str | None,
+    define: Callable[[flags.FlagValues], None] = _no_flags,
 ) -> tuple[Any, flags.FlagValues]:
     """The config that a command line asks for, and its other flags.
+
+    Args:
+        argv: the command line.
+        section: the dataclass that the config file fills.
+        config_file: the default of `--config`.
+        workdir: the default of `--workdir`; None where there is no such flag.
+        define: declares the command's other flags.
 
     Raises:
         UserError: as `parse`; a config file that is missing or fails; an unknown
             preset; a value that the config refuses.
     """
     # The file comes first: its values are the defaults of the fields' flags.
-    files = _define_files(config_file, workdir, several_hosts)
+    files = _define_files(config_file, workdir, define)
     parse(files, argv, known_only=True)
     fields = to_dict(from_config_dict(load_config_file(files.config), section))
 
-    values = _define_files(config_file, workdir, several_hosts)
+    values = _define_files(config_file, workdir, define)
     _define_fields(values, fields, "config.")
     parse(values, argv)
     # Libraries have flags of their own and refuse to read them before a parse.
@@ -211,7 +221,7 @@ class _FieldParser(flags.ArgumentParser):
 
 
 def _define_files(
-    config_file: str, workdir: str, several_hosts: bool
+    config_file: str, workdir: str | None, define: Callable[[flags.FlagValues], None]
 ) -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string(
@@ -220,14 +230,14 @@ def _define_files(
         "file with get_config(), a preset after a colon: FILE.py[:PRESET]",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "workdir",
-        workdir,
-        "folder of the run, which goes on where it has a checkpoint",
-        flag_values=values,
-    )
-    if several_hosts:
-        _define_hosts(values)
+    if workdir is not None:
+        flags.DEFINE_string(
+            "workdir",
+            workdir,
+            "folder of the run, which goes on where it has a checkpoint",
+            flag_values=values,
+        )
+    define(values)
     return values
 
 

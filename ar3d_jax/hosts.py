@@ -141,8 +141,8 @@ def check_mesh() -> None:
         )
     if any(len(owners) > 1 for owners in _owners()):
         raise UserError(
-            f"mesh.tp={mesh.shape['tp']} joins devices of two hosts, which have "
-            f"{jax.local_device_count()} each; expected a divisor of that"
+            f"mesh.tp={mesh.shape['tp']} joins devices of two hosts; expected a "
+            "divisor of the number that one host has"
         )
 
 

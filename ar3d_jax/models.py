@@ -163,8 +163,8 @@ def plan_texts(sequence: Sequence, tokenizer: Tokenizer) -> list[str]:
 
 
 @jax.jit
-def _decode(codec: Codec, codes: jax.Array) -> jax.Array:
-    """Each device decodes its rows."""
+def decode_codes(codec: Codec, codes: jax.Array) -> jax.Array:
+    """Logits [N, R, R, R] of shape tokens [N, M]; each device decodes its rows."""
     codes = jax.sharding.reshard(codes, sharding.TOKENS_BT)
     return jax.shard_map(Codec.decode, out_specs=sharding.ROWS_B)(codec, codes)
 
@@ -177,7 +177,7 @@ def decode_rows(codec: Codec, codes: np.ndarray) -> Float[np.ndarray, "N R R R"]
     padded = np.pad(codes, ((0, -rows % step), (0, 0)))
     with jax.set_mesh(mesh):
         batches = [
-            np.asarray(_decode(codec, padded[first : first + step]))
+            np.asarray(decode_codes(codec, padded[first : first + step]))
             for first in range(0, len(padded), step)
         ]
     return np.concatenate(batches)[:rows]

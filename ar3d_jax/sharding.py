@@ -22,8 +22,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 
 from ar3d_jax.errors import UserError
@@ -68,13 +68,19 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
     """The ("data", "fsdp", "tp") mesh over the first data * fsdp * tp devices.
 
-    Neighbours in the machine's network become neighbours in `fsdp` and `tp`; TPU slices
-    are joined by `data`.
+    A host's devices follow each other, so that `tp` joins neighbours, and a TPU slice's
+    hosts do, so that only `data` joins slices. (`jax.make_mesh` looks for large rings
+    in the network instead, and lets `tp` cross hosts.)
 
     Raises:
         UserError: fewer devices are there than asked for, or slices cannot be joined.
     """
-    devices = jax.devices() if devices is None else devices
+
+    def place(device: Any) -> tuple[int, int, int]:
+        slice_index = getattr(device, "slice_index", 0) or 0
+        return slice_index, device.process_index, device.id
+
+    devices = sorted(jax.devices() if devices is None else devices, key=place)
     wanted = data * fsdp * tp
     if wanted > len(devices):
         raise UserError(
@@ -83,20 +89,17 @@ def make_mesh(
             "them"
         )
     devices = devices[:wanted]
-    types = (jax.sharding.AxisType.Explicit,) * 3
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        shape = (data, fsdp, tp)
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    slices = len({place(device)[0] for device in devices})
     if data % slices:
         raise UserError(
             f"mesh.data={data}; expected a multiple of {slices}, the TPU slices, which "
             "only mesh.data may join"
         )
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (data // slices, fsdp, tp), (slices, 1, 1), devices
+    return jax.sharding.Mesh(
+        np.array(devices).reshape(data, fsdp, tp),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Explicit,) * 3,
     )
-    return jax.sharding.Mesh(grid, AXES, axis_types=types)
 
 
 def platform() -> str:

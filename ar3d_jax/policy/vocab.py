@@ -121,3 +121,15 @@ class Vocab:
     def shape(self) -> Subset:
         """The codes."""
         return Subset(self.codes_start, self.codes_start + self.codes)
+
+
+# ShapeLLM-Omni's, where its tokenizer is not at hand.
+PUBLISHED = Vocab(
+    endoftext=151_643,
+    im_start=151_644,
+    im_end=151_645,
+    codes_start=151_665,
+    codes=8192,
+    mesh_start=159_857,
+    mesh_end=159_858,
+)

@@ -22,6 +22,7 @@ from ar3d_jax.rollout.sampling import Filter, draw
 from ar3d_jax.sharding import DRAW_BV, LOGITS_BV, ROWS_B, einsum
 
 WINDOW = 256  # slots by which a cache grows; each window compiles its own loop
+DECODE_SCOPE = "decode"  # by which the loop is found in a compiled program
 
 
 State = tuple[jax.Array, jax.Array, jax.Array, Cache, Segment]
@@ -111,10 +112,11 @@ def sample(
     for first in range(0, steps, WINDOW):
         stop = min(first + WINDOW, steps)
         index, hidden, done, cache, segment = state
-        state = jax.lax.while_loop(
-            lambda state, stop=stop: (state[0] < stop) & ~state[2].all(),
-            step,
-            (index, hidden, done, cache.grown(start + stop), segment),
-        )
+        with jax.named_scope(DECODE_SCOPE):
+            state = jax.lax.while_loop(
+                lambda state, stop=stop: (state[0] < stop) & ~state[2].all(),
+                step,
+                (index, hidden, done, cache.grown(start + stop), segment),
+            )
     _, hidden, _, cache, segment = state
     return segment, hidden, cache
