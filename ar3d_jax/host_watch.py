@@ -12,14 +12,12 @@ import selectors
 import socket
 import sys
 import threading
-import time
 
 import numpy as np
 from jax.experimental import multihost_utils
 
 LOST = 75  # exit status (EX_TEMPFAIL): try again. A user's mistake is 2, a bug is 1
 CONNECT_S = 60  # our choice: all hosts are up when they connect
-GRACE_S = 1.0  # for this host to find out by itself what ends all; our choice
 _DONE = b"\0"  # the last word of a host that ends well
 _LONGEST = 4096
 
@@ -87,7 +85,6 @@ class Watch:
                         self._end(key.data, heard.decode(errors="replace"))
 
     def _end(self, index: int, reason: str) -> None:
-        time.sleep(GRACE_S)  # a mistake that all find out is each one's own
         # What the first host passes on names the host already.
         why = reason if "host" in reason else f"host {index} has ended"
         self._send(why.encode(), but=index)

@@ -128,10 +128,13 @@ def test_four_hosts_are_as_one_process(start, tmp_path):
 
 
 def test_a_tensor_axis_over_two_hosts_is_refused(start, tmp_path):
+    """Each finds it out by itself, or hears it from the other."""
     flags = ("--config.mesh.tp=2", "--config.objective.micro_batch=4")
-    said = finish(start(tmp_path, 2, *flags), status=2)
+    processes = start(tmp_path, 2, *flags)
+    said = [process.communicate(timeout=400)[1] for process in processes]
+    assert {process.returncode for process in processes} <= {2, 75}
     for words in said:
-        assert "error: mesh.tp=2 joins devices of two hosts" in words
+        assert "mesh.tp=2 joins devices of two hosts" in words
 
 
 def test_what_one_host_alone_cannot_do_is_told_by_the_other(start, weights, tmp_path):

@@ -66,7 +66,7 @@ def undisturbed(start, tmp_path_factory):
     process = start(workdir)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out.splitlines()[0] == "preset tiny; the paper's run is :7b"
+    assert out.splitlines()[0] == "preset small; the paper's run is :7b"
     return workdir
 
 

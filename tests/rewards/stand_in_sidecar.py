@@ -49,7 +49,7 @@ class ObedientScorer:
                 pathlib.Path(os.environ["STAND_IN_DIR"], "hanging").touch()
                 ctypes.PyDLL(None).pause()  # PyDLL keeps the interpreter's lock
         if os.environ.get("STAND_IN_SCORES") == "smooth":
-            return {role: (_smooth(points, prompt + role), None) for role in roles}
+            return {role: (_smooth(views, prompt + role), None) for role in roles}
         content = views.tobytes() + points.tobytes() + prompt.encode()
         return {
             role: (zlib.crc32(role.encode(), zlib.crc32(content)) / 2**32, None)
@@ -60,8 +60,8 @@ class ObedientScorer:
         pathlib.Path(os.environ["STAND_IN_DIR"], "closed").touch()
 
 
-def _smooth(points, text):
-    return math.sin(9 * float(points.mean()) + zlib.crc32(text.encode()))
+def _smooth(views, text):
+    return math.sin(float(views.mean()) / 9 + zlib.crc32(text.encode()))
 
 
 def load(config):
