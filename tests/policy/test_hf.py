@@ -1,4 +1,7 @@
-"""Parity with transformers: random weights built from a config, nothing downloaded."""
+"""Folders, read and written: namings, shards, types, meshes, and what is refused.
+
+That decoding, gradients and bfloat16 are transformers' is `test_parity.py`.
+"""
 
 import copy
 import dataclasses
@@ -19,65 +22,13 @@ from ar3d_jax.errors import UserError
 from ar3d_jax.policy import hf
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.sharding import make_mesh
-
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-ROPE = {"rope_type": "default", "rope_theta": 1e6}
-VISION = {
-    "depth": 1,
-    "hidden_size": 16,
-    "num_heads": 2,
-    "intermediate_size": 24,
-    "out_hidden_size": 32,
-    "patch_size": 14,
-}
-
-
-def qwen2(*, tied: bool) -> torch.nn.Module:
-    config = transformers.Qwen2Config(
-        **SIZES, rope_parameters=ROPE, tie_word_embeddings=tied
-    )
-    return randomised(transformers.Qwen2ForCausalLM(config))
-
-
-def qwen25_vl(*, tied: bool) -> torch.nn.Module:
-    rope = {**ROPE, "mrope_section": [1, 1, 2]}
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={**SIZES, "rope_parameters": rope, "tie_word_embeddings": tied},
-        vision_config=VISION,
-        tie_word_embeddings=tied,
-    )
-    return randomised(transformers.Qwen2_5_VLForConditionalGeneration(config))
-
-
-def randomised(model: torch.nn.Module) -> torch.nn.Module:
-    """Also biases and norms, which start at 0 and 1."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return model.eval()
-
-
-def logits_of(model: torch.nn.Module, tokens: np.ndarray, valid: np.ndarray):
-    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
-    with torch.no_grad():
-        out = model(
-            input_ids=torch.tensor(tokens),
-            attention_mask=torch.tensor(valid.astype(np.int64)),
-            position_ids=torch.tensor(positions),
-        )
-    return out.logits.float().numpy()
+from tests.policy.torch_policy import (
+    SIZES,
+    logits_of,
+    positions_of,
+    qwen2,
+    qwen25_vl,
+)
 
 
 def batch(padding: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -93,31 +44,38 @@ def batch(padding: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return tokens, valid
 
 
+def theirs_of(model: torch.nn.Module, tokens: np.ndarray, valid: np.ndarray):
+    with torch.inference_mode():
+        return logits_of(model, tokens, valid).numpy()[valid]
+
+
 def assert_same_logits(policy: Decoder, model: torch.nn.Module) -> None:
     for padding in ("none", "left", "right"):
         tokens, valid = batch(padding)
-        positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
         ours = jax.jit(type(policy).__call__)(
-            policy, jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(valid)
+            policy, *map(jnp.asarray, (tokens, positions_of(valid), valid))
         )
-        theirs = logits_of(model, tokens, valid)
+        theirs = theirs_of(model, tokens, valid)
         np.testing.assert_allclose(
-            np.asarray(ours)[valid], theirs[valid], atol=1e-4, err_msg=padding
+            np.asarray(ours)[valid], theirs, atol=1e-4, err_msg=padding
         )
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_qwen2_logits_both_ways(mesh: jax.sharding.Mesh, tmp_path: Path, tied: bool):
+def test_to_a_mesh_and_back(mesh: jax.sharding.Mesh, tmp_path: Path, tied: bool):
     model = qwen2(tied=tied)
     model.save_pretrained(tmp_path / "there")
     policy = hf.load(tmp_path / "there", mesh=mesh, dtype="float32")
     assert_same_logits(policy, model)
-
     hf.save(policy, tmp_path / "back")
-    again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "back")
-    tokens, valid = batch("left")
-    theirs, ours = (logits_of(m, tokens, valid) for m in (model, again.float()))
-    np.testing.assert_array_equal(ours[valid], theirs[valid])
+    assert contents(tmp_path / "back") == contents(tmp_path / "there")
+    there, back = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name).to_dict()
+        for name in ("there", "back")
+    )
+    more = ("rms_norm_eps", "rope_parameters", "tie_word_embeddings", "hidden_act")
+    for field in (*SIZES, *more):
+        assert back[field] == there[field], field
 
 
 @pytest.mark.parametrize("naming", ["older", "newer"])
@@ -198,8 +156,8 @@ def test_into_the_folder_it_came_from(
     with torch.no_grad():
         model.model.language_model.norm.weight += 1
     tokens, valid = batch("left")
-    theirs, ours = (logits_of(m, tokens, valid) for m in (model, again))
-    np.testing.assert_array_equal(ours[valid], theirs[valid])
+    theirs, ours = (theirs_of(m, tokens, valid) for m in (model, again))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
