@@ -208,36 +208,101 @@ def test_sizes_must_agree_with_the_config(saved: Path):
         hf.load(saved, mesh=make_mesh(), dtype="float32", cfg=PolicyConfig())
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "config.json").unlink(), "cannot read .*config.json"),
-        (lambda f: (f / "model.safetensors").unlink(), "no weights in"),
-        (
-            lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
-            "cannot read .*model.safetensors",
-        ),
-    ],
-    ids=["no config", "no weights", "truncated"],
-)
+def change(folder: Path, **fields) -> None:
+    """Sets fields of config.json; None takes one away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | fields
+    config = {name: value for name, value in config.items() if value is not None}
+    path.write_text(json.dumps(config))
+
+
+def index(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def retype(folder: Path, name: str, dtype: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].astype(dtype)}, path)
+
+
+DAMAGE = {
+    "no config": (lambda f: (f / "config.json").unlink(), "cannot read .*config"),
+    "no object": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+    "section": (lambda f: change(f, text_config="x"), "cannot read .*config.json"),
+    "rope": (lambda f: change(f, rope_parameters="x"), "cannot read .*config.json"),
+    "no field": (lambda f: change(f, hidden_size=None), "no field 'hidden_size'"),
+    "no heads": (lambda f: change(f, num_attention_heads=0), "does not fit"),
+    "odd heads": (lambda f: change(f, num_attention_heads=5), "policy.heads is 5"),
+    "word": (lambda f: change(f, rms_norm_eps="small"), "to float: 'small'"),
+    "no boolean": (lambda f: change(f, tie_word_embeddings="no"), "ings 'no'"),
+    "another tied": (
+        lambda f: change(f, tie_word_embeddings=True),
+        "lm_head.weight is there and differs",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights in"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
+        "cannot read .*model.safetensors",
+    ),
+    "index list": (lambda f: index(f, '{"weight_map": []}'), "no weights in"),
+    "index numbers": (lambda f: index(f, '{"weight_map": {"x": 1}}'), "no weights"),
+    "no shard": (lambda f: index(f, '{"weight_map": {"x": "y"}}'), "cannot read"),
+    "integers": (
+        lambda f: retype(f, "model.norm.weight", "int32"),
+        "model.norm.weight has type I32, expected F64",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_unreadable_folder(saved: Path, tmp_path: Path, damage, message):
     folder = shutil.copytree(saved, tmp_path / "copy")
     damage(folder)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         hf.load(folder, mesh=make_mesh(), dtype="float32")
+    assert "\n" not in str(caught.value)
+
+
+YARN = {"rope_theta": 1e6, "factor": 4.0}
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    "fields",
     [
-        ("model_type", "llama"),
-        ("use_sliding_window", True),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+        {"model_type": "llama"},
+        {"use_sliding_window": True},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "yarn", **YARN}},
+        {"rope_parameters": None, "rope_scaling": {"type": "yarn", **YARN}},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", **YARN}},
     ],
 )
-def test_other_models_are_refused(saved: Path, tmp_path: Path, field, value):
+def test_other_models_are_refused(saved: Path, tmp_path: Path, fields):
     folder = shutil.copytree(saved, tmp_path / "copy")
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(UserError, match="expected"):
+    change(folder, **fields)
+    with pytest.raises(UserError, match=r"expected .* unscaled RoPE"):
         hf.read_config(folder)
+
+
+def test_older_fields_say_the_same(saved: Path, tmp_path: Path):
+    """As Qwen2.5-VL was published: M-RoPE, which is plain RoPE for text."""
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    mrope = {"type": "mrope", "mrope_section": [1, 1, 2]}
+    change(folder, rope_parameters=None, rope_theta=1e6, rope_scaling=mrope)
+    found, before = hf.read_config(folder), hf.read_config(saved)
+    assert dataclasses.replace(found, weights=before.weights) == before
+
+
+def test_tied_in_the_section_of_the_text(tmp_path: Path):
+    """Where transformers before 5 wrote it, and a copy of the matrix that it kept."""
+    model = qwen25_vl(tied=True)
+    model.save_pretrained(tmp_path)
+    change(tmp_path, tie_word_embeddings=None)
+    path = tmp_path / "config.json"
+    assert json.loads(path.read_text())["text_config"]["tie_word_embeddings"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    (embed,) = (x for name, x in tensors.items() if "embed_tokens" in name)
+    save_file({**tensors, "lm_head.weight": embed.copy()}, tmp_path / hf.WEIGHTS_FILE)
+    assert_same_logits(hf.load(tmp_path, mesh=make_mesh(), dtype="float32"), model)
