@@ -38,8 +38,11 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MODEL_TYPES = ("qwen2", "qwen2_5_vl", "qwen2_5_vl_text")
+ROPE_TYPES = ("default", "mrope")  # for text, both are plain RoPE (`rope.py`)
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
 _NOT_TEXT = re.compile(r"^(model\.)?visual\.|rotary_emb\.inv_freq$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # not carried along as they are
+_EMBED = "model.embed_tokens.weight"
 _SHOWN = 4  # differences that an error message spells out
 
 
@@ -210,7 +213,7 @@ def _write_file(
         for tensor in parameter.tensors
     }
     if policy.cfg.tied:  # some writers keep the copy
-        ours["lm_head.weight"] = ours["model.embed_tokens.weight"]
+        ours["lm_head.weight"] = ours[_EMBED]
     with ExitStack() as stack:
         write = None
         if target:
@@ -249,7 +252,7 @@ def read_sizes(folder: Path) -> PolicyConfig:
     """
     found = read_config(folder)
     with ExitStack() as stack:
-        embed = _open(folder, stack).get("model.embed_tokens.weight")
+        embed = _open(folder, stack).get(_EMBED)
         rows = embed.get_shape()[0] if embed else found.vocab_size
     return dataclasses.replace(found, vocab_size=rows)
 
@@ -265,26 +268,22 @@ def read_config(folder: Path) -> PolicyConfig:
         whole = json.loads(path.read_text())
         if not isinstance(whole, dict):
             raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
+        # Newer Qwen2.5-VL configs keep the text model's fields in a section of their
+        # own, and RoPE's in another; older ones have `rope_scaling`.
+        values = {**whole, **(whole.get("text_config") or {})}
+        rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+        rope = {"type": "default", "rope_theta": values.get("rope_theta"), **rope}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"cannot read {path}: {error}; expected a Hugging Face folder with a "
             "Qwen2 or Qwen2.5-VL model"
         ) from error
-    # Newer Qwen2.5-VL configs keep the text model's fields in a section of their own.
-    values = {**whole, **whole.get("text_config", {})}
-    rope = {**values, **(values.get("rope_parameters") or {})}
-    if values.get("model_type") not in MODEL_TYPES or values.get("use_sliding_window"):
-        raise UserError(
-            f"{path}: model_type {values.get('model_type')!r}, use_sliding_window "
-            f"{values.get('use_sliding_window')!r}; expected one of "
-            f"{', '.join(MODEL_TYPES)} with full attention"
-        )
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(
-            f"{path}: rope_type {rope['rope_type']!r}; expected default (unscaled)"
-        )
+    _check_kind(path, values, rope.get("rope_type", rope["type"]))
     try:
         heads = values["num_attention_heads"]
+        tied = whole.get("tie_word_embeddings") or values.get("tie_word_embeddings")
+        if tied not in (True, False, None):
+            raise ValueError(f"tie_word_embeddings {tied!r}")
         return PolicyConfig(
             weights=str(folder),
             vocab_size=values["vocab_size"],
@@ -295,14 +294,34 @@ def read_config(folder: Path) -> PolicyConfig:
             head_size=values.get("head_dim") or values["hidden_size"] // heads,
             mlp_width=values["intermediate_size"],
             rope_theta=float(rope["rope_theta"]),
-            rms_eps=values["rms_norm_eps"],
-            tied=whole.get("tie_word_embeddings", False),
+            rms_eps=float(values["rms_norm_eps"]),
+            tied=bool(tied),
             max_positions=values["max_position_embeddings"],
         )
     except KeyError as error:
         raise UserError(f"{path} has no field {error}; expected it") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} has a field of another type ({error})") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{path} has a field that does not fit ({error})") from error
+
+
+def _check_kind(path: Path, values: Mapping[str, Any], rope_type: Any) -> None:
+    """Refuses a model that is computed in another way."""
+    wanted = {
+        "model_type": (values.get("model_type"), MODEL_TYPES),
+        "use_sliding_window": (values.get("use_sliding_window") or False, (False,)),
+        "hidden_act": (values.get("hidden_act", "silu"), ("silu",)),
+        "rope_type": (rope_type, ROPE_TYPES),
+    }
+    wrong = [
+        f"{field} {given!r}, expected {' or '.join(map(str, allowed))}"
+        for field, (given, allowed) in wanted.items()
+        if given not in allowed
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: {'; '.join(wrong)}; give a Qwen2 or Qwen2.5-VL model with full "
+            "attention and unscaled RoPE"
+        )
 
 
 def check_sizes(folder: Path, found: PolicyConfig, cfg: PolicyConfig) -> None:
@@ -358,7 +377,7 @@ def _files(folder: Path) -> list[Path]:
     try:
         index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
         return [folder / name for name in sorted(set(index.values()))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"no weights in {folder}; expected {WEIGHTS_FILE}, or {INDEX_FILE} and the "
             "files it names"
@@ -377,12 +396,33 @@ def _check_tensors(folder: Path, tensors: Mapping[str, Any], cfg: PolicyConfig) 
         for name in sorted(expected.keys() & found.keys())
         if found[name] != expected[name]
     ]
+    wrong += [
+        f"{name} has type {kind}, expected {' or '.join(FLOATS)}"
+        for name in sorted(expected.keys() & found.keys())
+        if (kind := tensors[name].get_dtype()) not in FLOATS
+    ]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(
             f"weights in {folder} do not fit {CONFIG_FILE}: "
             f"{'; '.join(wrong[:_SHOWN])}{more}; get the folder again"
         )
+    head, embed = (tensors.get(x) for x in ("lm_head.weight", _EMBED))
+    if cfg.tied and head and not _equal(head, embed):
+        raise UserError(
+            f"{folder / CONFIG_FILE}: tie_word_embeddings is true, but lm_head.weight "
+            f"is there and differs from {_EMBED}; set it to false"
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two matrices in files are the same; they are read a piece at a time."""
+    rows, columns = one.get_shape()
+    step = max(hf_tensors.PIECE_BYTES // (4 * columns), 1)
+    pieces = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+    return one.get_shape() == other.get_shape() and all(
+        np.array_equal(one[piece], other[piece]) for piece in pieces
+    )
 
 
 def _config(cfg: PolicyConfig, dtype: str) -> dict[str, Any]:

@@ -7,15 +7,21 @@ rotated queries and keys meet is in `attention.py`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Rotation = tuple[jax.Array, jax.Array]  # cosines and sines, each B T H/2, float32
 
 
 def rotation(positions: Int[Array, "B T"], *, head_size: int, theta: float) -> Rotation:
-    """Cosines and sines of angle position * theta^(-2i/H), for i < H/2."""
-    exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-    angles = positions[:, :, None].astype(jnp.float32) * (theta**-exponents)[None, None]
+    """Cosines and sines of angle position * theta^(-2i/H), for i < H/2.
+
+    Frequencies are rounded as the published code rounds them, a float32 power and then
+    its reciprocal: one bit in a frequency is 1e-4 in an angle at 1,000 tokens.
+    """
+    powers = np.float32(theta ** (np.arange(0, head_size, 2) / head_size))
+    frequencies = jnp.asarray(1 / powers)
+    angles = positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

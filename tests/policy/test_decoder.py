@@ -115,15 +115,13 @@ def test_repeated_cache_is_that_of_repeated_rows():
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 
-def test_bfloat16_is_close():
+def test_types_of_a_bfloat16_policy():
+    """How far it is off: `test_parity.py`."""
     tokens = tokens_of()
     arguments = as_jax(tokens, positions_of(tokens >= 0))
-    policy = make_policy()
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_policy())
     half.cfg = half.blocks.cfg = dataclasses.replace(CFG, dtype="bfloat16")
-    exact, rough = FORWARD(policy, *arguments), FORWARD(half, *arguments)
-    assert rough.dtype == jnp.float32
-    assert np.corrcoef(np.ravel(exact), np.ravel(rough))[0, 1] > 0.999
+    assert FORWARD(half, *arguments).dtype == jnp.float32
     gradient = jax.jit(jax.grad(lambda p: jnp.square(p(*arguments)).mean()))(half)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(gradient))
 

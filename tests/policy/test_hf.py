@@ -1,4 +1,7 @@
-"""Parity with transformers: random weights built from a config, nothing downloaded."""
+"""Folders, read and written: namings, shards, types, meshes, and what is refused.
+
+That decoding, gradients and bfloat16 are transformers' is `test_parity.py`.
+"""
 
 import copy
 import dataclasses
@@ -19,65 +22,13 @@ from ar3d_jax.errors import UserError
 from ar3d_jax.policy import hf
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.sharding import make_mesh
-
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-ROPE = {"rope_type": "default", "rope_theta": 1e6}
-VISION = {
-    "depth": 1,
-    "hidden_size": 16,
-    "num_heads": 2,
-    "intermediate_size": 24,
-    "out_hidden_size": 32,
-    "patch_size": 14,
-}
-
-
-def qwen2(*, tied: bool) -> torch.nn.Module:
-    config = transformers.Qwen2Config(
-        **SIZES, rope_parameters=ROPE, tie_word_embeddings=tied
-    )
-    return randomised(transformers.Qwen2ForCausalLM(config))
-
-
-def qwen25_vl(*, tied: bool) -> torch.nn.Module:
-    rope = {**ROPE, "mrope_section": [1, 1, 2]}
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={**SIZES, "rope_parameters": rope, "tie_word_embeddings": tied},
-        vision_config=VISION,
-        tie_word_embeddings=tied,
-    )
-    return randomised(transformers.Qwen2_5_VLForConditionalGeneration(config))
-
-
-def randomised(model: torch.nn.Module) -> torch.nn.Module:
-    """Also biases and norms, which start at 0 and 1."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return model.eval()
-
-
-def logits_of(model: torch.nn.Module, tokens: np.ndarray, valid: np.ndarray):
-    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
-    with torch.no_grad():
-        out = model(
-            input_ids=torch.tensor(tokens),
-            attention_mask=torch.tensor(valid.astype(np.int64)),
-            position_ids=torch.tensor(positions),
-        )
-    return out.logits.float().numpy()
+from tests.policy.torch_policy import (
+    SIZES,
+    logits_of,
+    positions_of,
+    qwen2,
+    qwen25_vl,
+)
 
 
 def batch(padding: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -93,31 +44,38 @@ def batch(padding: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return tokens, valid
 
 
+def theirs_of(model: torch.nn.Module, tokens: np.ndarray, valid: np.ndarray):
+    with torch.inference_mode():
+        return logits_of(model, tokens, valid).numpy()[valid]
+
+
 def assert_same_logits(policy: Decoder, model: torch.nn.Module) -> None:
     for padding in ("none", "left", "right"):
         tokens, valid = batch(padding)
-        positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
         ours = jax.jit(type(policy).__call__)(
-            policy, jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(valid)
+            policy, *map(jnp.asarray, (tokens, positions_of(valid), valid))
         )
-        theirs = logits_of(model, tokens, valid)
+        theirs = theirs_of(model, tokens, valid)
         np.testing.assert_allclose(
-            np.asarray(ours)[valid], theirs[valid], atol=1e-4, err_msg=padding
+            np.asarray(ours)[valid], theirs, atol=1e-4, err_msg=padding
         )
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_qwen2_logits_both_ways(mesh: jax.sharding.Mesh, tmp_path: Path, tied: bool):
+def test_to_a_mesh_and_back(mesh: jax.sharding.Mesh, tmp_path: Path, tied: bool):
     model = qwen2(tied=tied)
     model.save_pretrained(tmp_path / "there")
     policy = hf.load(tmp_path / "there", mesh=mesh, dtype="float32")
     assert_same_logits(policy, model)
-
     hf.save(policy, tmp_path / "back")
-    again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "back")
-    tokens, valid = batch("left")
-    theirs, ours = (logits_of(m, tokens, valid) for m in (model, again.float()))
-    np.testing.assert_array_equal(ours[valid], theirs[valid])
+    assert contents(tmp_path / "back") == contents(tmp_path / "there")
+    there, back = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name).to_dict()
+        for name in ("there", "back")
+    )
+    more = ("rms_norm_eps", "rope_parameters", "tie_word_embeddings", "hidden_act")
+    for field in (*SIZES, *more):
+        assert back[field] == there[field], field
 
 
 @pytest.mark.parametrize("naming", ["older", "newer"])
@@ -198,8 +156,8 @@ def test_into_the_folder_it_came_from(
     with torch.no_grad():
         model.model.language_model.norm.weight += 1
     tokens, valid = batch("left")
-    theirs, ours = (logits_of(m, tokens, valid) for m in (model, again))
-    np.testing.assert_array_equal(ours[valid], theirs[valid])
+    theirs, ours = (theirs_of(m, tokens, valid) for m in (model, again))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -250,36 +208,101 @@ def test_sizes_must_agree_with_the_config(saved: Path):
         hf.load(saved, mesh=make_mesh(), dtype="float32", cfg=PolicyConfig())
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "config.json").unlink(), "cannot read .*config.json"),
-        (lambda f: (f / "model.safetensors").unlink(), "no weights in"),
-        (
-            lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
-            "cannot read .*model.safetensors",
-        ),
-    ],
-    ids=["no config", "no weights", "truncated"],
-)
+def change(folder: Path, **fields) -> None:
+    """Sets fields of config.json; None takes one away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | fields
+    config = {name: value for name, value in config.items() if value is not None}
+    path.write_text(json.dumps(config))
+
+
+def index(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def retype(folder: Path, name: str, dtype: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].astype(dtype)}, path)
+
+
+DAMAGE = {
+    "no config": (lambda f: (f / "config.json").unlink(), "cannot read .*config"),
+    "no object": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+    "section": (lambda f: change(f, text_config="x"), "cannot read .*config.json"),
+    "rope": (lambda f: change(f, rope_parameters="x"), "cannot read .*config.json"),
+    "no field": (lambda f: change(f, hidden_size=None), "no field 'hidden_size'"),
+    "no heads": (lambda f: change(f, num_attention_heads=0), "does not fit"),
+    "odd heads": (lambda f: change(f, num_attention_heads=5), "policy.heads is 5"),
+    "word": (lambda f: change(f, rms_norm_eps="small"), "to float: 'small'"),
+    "no boolean": (lambda f: change(f, tie_word_embeddings="no"), "ings 'no'"),
+    "another tied": (
+        lambda f: change(f, tie_word_embeddings=True),
+        "lm_head.weight is there and differs",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights in"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
+        "cannot read .*model.safetensors",
+    ),
+    "index list": (lambda f: index(f, '{"weight_map": []}'), "no weights in"),
+    "index numbers": (lambda f: index(f, '{"weight_map": {"x": 1}}'), "no weights"),
+    "no shard": (lambda f: index(f, '{"weight_map": {"x": "y"}}'), "cannot read"),
+    "integers": (
+        lambda f: retype(f, "model.norm.weight", "int32"),
+        "model.norm.weight has type I32, expected F64",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_unreadable_folder(saved: Path, tmp_path: Path, damage, message):
     folder = shutil.copytree(saved, tmp_path / "copy")
     damage(folder)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         hf.load(folder, mesh=make_mesh(), dtype="float32")
+    assert "\n" not in str(caught.value)
+
+
+YARN = {"rope_theta": 1e6, "factor": 4.0}
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    "fields",
     [
-        ("model_type", "llama"),
-        ("use_sliding_window", True),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+        {"model_type": "llama"},
+        {"use_sliding_window": True},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "yarn", **YARN}},
+        {"rope_parameters": None, "rope_scaling": {"type": "yarn", **YARN}},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", **YARN}},
     ],
 )
-def test_other_models_are_refused(saved: Path, tmp_path: Path, field, value):
+def test_other_models_are_refused(saved: Path, tmp_path: Path, fields):
     folder = shutil.copytree(saved, tmp_path / "copy")
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(UserError, match="expected"):
+    change(folder, **fields)
+    with pytest.raises(UserError, match=r"expected .* unscaled RoPE"):
         hf.read_config(folder)
+
+
+def test_older_fields_say_the_same(saved: Path, tmp_path: Path):
+    """As Qwen2.5-VL was published: M-RoPE, which is plain RoPE for text."""
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    mrope = {"type": "mrope", "mrope_section": [1, 1, 2]}
+    change(folder, rope_parameters=None, rope_theta=1e6, rope_scaling=mrope)
+    found, before = hf.read_config(folder), hf.read_config(saved)
+    assert dataclasses.replace(found, weights=before.weights) == before
+
+
+def test_tied_in_the_section_of_the_text(tmp_path: Path):
+    """Where transformers before 5 wrote it, and a copy of the matrix that it kept."""
+    model = qwen25_vl(tied=True)
+    model.save_pretrained(tmp_path)
+    change(tmp_path, tie_word_embeddings=None)
+    path = tmp_path / "config.json"
+    assert json.loads(path.read_text())["text_config"]["tie_word_embeddings"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    (embed,) = (x for name, x in tensors.items() if "embed_tokens" in name)
+    save_file({**tensors, "lm_head.weight": embed.copy()}, tmp_path / hf.WEIGHTS_FILE)
+    assert_same_logits(hf.load(tmp_path, mesh=make_mesh(), dtype="float32"), model)

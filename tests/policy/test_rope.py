@@ -2,8 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import torch
+from transformers.models.qwen2 import modeling_qwen2
 
 from ar3d_jax.policy.rope import rotate, rotation
+from tests.policy import torch_policy
 
 
 def test_one_pair_by_hand():
@@ -18,6 +22,18 @@ def test_one_pair_by_hand():
         4 * np.cos(b) + 2 * np.sin(b),
     ]
     np.testing.assert_allclose(rotate(x, turn)[0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("head_size", [8, 128])
+def test_angles_are_those_of_transformers(head_size: int):
+    """Far out, too: there, one bit in a frequency would be 5e-4."""
+    model = torch_policy.qwen2(tied=True, head_dim=head_size)
+    positions = torch.arange(4000)[None]
+    module = modeling_qwen2.Qwen2RotaryEmbedding(model.config)
+    turn = rotation(jnp.asarray(positions.numpy()), head_size=head_size, theta=1e6)
+    for ours, theirs in zip(turn, module(torch.zeros(1), positions), strict=True):
+        half = theirs[..., : head_size // 2].numpy()
+        np.testing.assert_allclose(ours, half, rtol=0, atol=1e-6)
 
 
 def test_scores_depend_on_the_distance_alone():
