@@ -9,7 +9,8 @@ CPU cores. Time and result are in docs/benchmarks.md and docs/learning.md.
 
 is the paper's run (arXiv 2512.10949v1, section "Settings"). What the paper leaves open
 keeps the default of `ar3d_jax/config.py`, with its reason there. Weights are named as
-published; reading them from there is not built yet, so this preset does not start yet.
+published and read from Hugging Face, or from where `--config.policy.weights` and
+`--config.codec.weights` say. Objects are shaded geometry: there is no appearance stage.
 """
 
 import ml_collections
