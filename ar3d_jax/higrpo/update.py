@@ -53,7 +53,7 @@ class TrainState:
     """What training changes.
 
     Attributes:
-        policy: the decoder that is trained.
+        policy: the decoder that is trained; as `to_save` has it, what is trained of it.
         master: what is trained of it (all, or LoRA's thin matrices) in
             `optim.master_dtype`, which the optimiser changes; None where the policy has
             that type itself.
@@ -61,7 +61,7 @@ class TrainState:
         step: optimiser steps done, int32.
     """
 
-    policy: Decoder
+    policy: Any
     master: Any
     opt_state: Any
     step: jax.Array

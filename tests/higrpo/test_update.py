@@ -8,15 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from ar3d_jax.config import ObjectiveConfig, OptimConfig, PolicyConfig
+from ar3d_jax.config import LoraConfig, ObjectiveConfig, OptimConfig, PolicyConfig
 from ar3d_jax.higrpo.advantages import group_advantages
 from ar3d_jax.higrpo.objective import policy_loss
 from ar3d_jax.higrpo.update import (
     ScoredRollouts,
+    from_saved,
     init_state,
     optimiser,
+    to_save,
     update_step,
 )
+from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Layout, Sequence, sequence_logp
 from ar3d_jax.policy.vocab import Vocab
@@ -233,21 +236,56 @@ def test_micro_batches_change_nothing():
     assert np.isfinite(whole[1]["loss"])
 
 
-def test_the_mesh_changes_nothing():
+def test_the_mesh_changes_nothing(monkeypatch):
+    """Loss, gradient (as AdamW's first moment) and layouts."""
+    four = dataclasses.replace(SMALL, kv_heads=4, heads=8)  # tp=4 needs four
+    monkeypatch.setitem(globals(), "SMALL", four)
+    objective = dataclasses.replace(OBJECTIVE, micro_batch=8)
     outcomes = []
-    for shape in ((1, 1), (4, 2)):
+    for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
         with jax.set_mesh(make_mesh(*shape)):
             policy = make_policy()
-            state, metrics = run(policy, make_rollouts(policy))
+            rollouts = make_rollouts(policy)
+            state, metrics = run(policy, rollouts, objective=objective)
             for leaf, original in zip(
                 *map(jax.tree.leaves, (state.policy, policy)), strict=True
             ):
                 assert leaf.sharding == original.sharding
             moments = state.opt_state[1][0].mu
             assert moments.head[...].sharding == policy.head[...].sharding
-        outcomes.append((state, metrics))
-    assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-4, atol=1e-5)
-    assert_close(outcomes[0][0], outcomes[1][0], atol=5e-6)
+        outcomes.append((metrics, moments, state.policy))
+    first = outcomes[0]
+    assert np.abs(np.asarray(first[1].head[...])).max() > 1e-4
+    for metrics, moments, policy in outcomes[1:]:
+        assert_close(metrics, first[0], rtol=1e-5, atol=1e-5)
+        assert_close(moments, first[1], rtol=1e-5, atol=1e-6)
+        assert_close(policy, first[2], atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora_trains_its_product_alone(dtype):
+    policy = make_policy(dtype=dtype)
+    frozen = jax.tree.map(np.asarray, policy)
+    config = LoraConfig(rank=2, targets=("qkv", "down"))
+    state = init_state(policy, optim=OPTIM, lora_config=config, key=jax.random.key(1))
+    before = jax.tree.map(np.asarray, lora.trained(state.policy))
+    rollouts = make_rollouts(state.policy)
+    state, metrics = update_step(
+        state, None, rollouts, vocab=VOCAB, objective=OBJECTIVE, optim=OPTIM
+    )
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert_close(lora.base(state.policy), frozen, rtol=0)
+    after = lora.trained(state.policy)
+    assert (
+        np.abs(np.asarray(after["qkv"]["b"][...]) - before["qkv"]["b"][...]).max() > 0
+    )
+    saved = to_save(state)
+    assert {leaf.size for leaf in jax.tree.leaves(saved.opt_state[1][0].mu)} == {
+        leaf.size for leaf in jax.tree.leaves(after)
+    }
+    assert set(saved.policy) == {"qkv", "down"}
+    again = from_saved(state, saved)
+    assert_close(again.policy, state.policy, rtol=0)
 
 
 def test_what_a_rollout_without_a_score_did_does_not_matter():
