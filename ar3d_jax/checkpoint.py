@@ -275,7 +275,7 @@ class Checkpoints:
                 target = target.with_name(target.name + "+")
             folder.rename(target)
         if problems and not self._read_only:
-            hosts.total(0)  # all wait for the first one's renaming
+            hosts.total(0.0)  # all wait for the first one's renaming
             self._orbax.reload()
 
 

@@ -53,7 +53,7 @@ def run_config(
     section: type,
     config_file: str,
     workdir: str,
-    several_hosts: bool = False,
+    hosts: Any = None,
 ) -> None:
     """Calls `main(config, workdir)` for a command with `--config` and `--workdir`.
 
@@ -62,18 +62,17 @@ def run_config(
         section: the dataclass that the config file fills.
         config_file: the default of `--config`.
         workdir: the default of `--workdir`.
-        several_hosts: `--hosts` is a flag, and one process may run on each.
+        hosts: the module `ar3d_jax.hosts` where several may run the command, by `--hosts`
+            (not imported here: processes without JAX use this file).
     """
     with exit_on_user_error():
-        define = _define_hosts if several_hosts else _no_flags
+        define = _define_hosts if hosts else _no_flags
         config, values = parse_config(sys.argv, section, config_file, workdir, define)
         folder = Path(values.workdir)
-        if not several_hosts or values.hosts == "1":
+        if not hosts or values.hosts == "1":
             with alone_in(folder):
                 main(config, values.workdir)
             return
-        from ar3d_jax import hosts
-
         if ":" not in values.config and config.preset == "tiny":
             raise UserError(
                 f"--config={values.config} on several hosts is the tiny preset; "

@@ -240,7 +240,7 @@ def main(config: Config, workdir: str) -> None:
                 **clock.line(
                     render=coarse_ticket.draw_s + refined_ticket.draw_s,
                 ),
-                "sidecar_restarts": int(hosts.total(scoring.restarts)),
+                "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
             }
             log.write(step, line)
             done, stopping = step + 1, hosts.any_of(bool(stop))
@@ -406,5 +406,5 @@ if __name__ == "__main__":
         section=Config,
         config_file="configs/higrpo.py",
         workdir="runs/higrpo",
-        several_hosts=True,
+        hosts=hosts,
     )

@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 
-from ar3d_jax import command, train
+from ar3d_jax import command, hosts, train
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import (
@@ -95,7 +95,7 @@ def main() -> None:
     sys.argv = [sys.argv[0], f"--config={folder}/config.py", f"--workdir={workdir}"]
     sys.argv += flags
     command.run_config(
-        train.main, section=Config, config_file="", workdir="", several_hosts=True
+        train.main, section=Config, config_file="", workdir="", hosts=hosts
     )
 
 
