@@ -62,8 +62,8 @@ def run_config(
         section: the dataclass that the config file fills.
         config_file: the default of `--config`.
         workdir: the default of `--workdir`.
-        hosts: the module `ar3d_jax.hosts` where several may run the command, by `--hosts`
-            (not imported here: processes without JAX use this file).
+        hosts: the module `ar3d_jax.hosts` where several may run the command, by
+            `--hosts` (not imported here: processes without JAX use this file).
     """
     with exit_on_user_error():
         define = _define_hosts if hosts else _no_flags
