@@ -16,30 +16,36 @@ from ar3d_jax.config import CodecConfig
 from tests.codec.golden import GOLDEN, golden_state_dict, golden_voxels
 from tests.codec.torch_vqvae import VQVAE3D
 
+torch.set_num_threads(1)  # at these sizes threads only wait for each other
+
 SMALL = CodecConfig(
     resolution=32, channels=(6, 8, 20), blocks=(2, 2, 2), middle_blocks=2, codes=64
 )
+# Two widths have all the kinds of layers that there are, in less to compile.
+SHALLOW = CodecConfig(
+    resolution=16, channels=(6, 12), blocks=(2, 2), middle_blocks=2, codes=64
+)
 
 
-def random_voxels(rows: int) -> np.ndarray:
+def random_voxels(rows: int, config: CodecConfig = SMALL) -> np.ndarray:
     """Of different density; the last one is empty."""
     share = np.linspace(0.4, 0, rows).reshape(rows, 1, 1, 1)
-    size = (rows, *(SMALL.resolution,) * 3)
+    size = (rows, *(config.resolution,) * 3)
     return np.random.default_rng(1).random(size) < share
 
 
-def random_model() -> VQVAE3D:
+def random_model(config: CodecConfig = SMALL) -> VQVAE3D:
     """Every parameter matters; the codes are where the latents are."""
     torch.manual_seed(0)
-    model = VQVAE3D(SMALL.channels, SMALL.codes).eval()
+    model = VQVAE3D(config.channels, config.codes).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 5:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
             else:
                 parameter.normal_(float("norm" in name or ".0.weight" in name), 0.2)
-        latents = model.latents(torch.from_numpy(random_voxels(3)))
-        chosen = torch.randperm(latents.shape[0] * latents.shape[1])[: SMALL.codes]
+        latents = model.latents(torch.from_numpy(random_voxels(3, config)))
+        chosen = torch.randperm(latents.shape[0] * latents.shape[1])[: config.codes]
         model.vq.embeddings.weight.copy_(latents.flatten(0, 1)[chosen] + 0.1)
     return model
 
@@ -120,9 +126,9 @@ def test_published_names_and_shapes():
 
 def test_gradients():
     """Of the reconstruction loss, through the decoder and the encoder."""
-    model, voxels = random_model(), random_voxels(2)
+    model, voxels = random_model(SHALLOW), random_voxels(2, SHALLOW)
     state = {name: x.detach().numpy() for name, x in model.state_dict().items()}
-    codec = torch_weights.from_state_dict(state, SMALL)
+    codec = torch_weights.from_state_dict(state, SHALLOW)
 
     def loss(codec: Codec) -> jax.Array:
         logits = codec.decode_latents(codec.latents(voxels))
