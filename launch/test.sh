@@ -6,6 +6,15 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$root"
+# The TPU's compiler, for tests/test_compile_check.py. Beside the environment and not in
+# it: JAX would look for a TPU at each start, and complain.
+if [ ! -e "$venv/libtpu/libtpu/libtpu.so" ]; then
+  say "installing the TPU compiler into $venv/libtpu (once)"
+  "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+    --quiet --no-deps --target "$venv/libtpu" libtpu==0.0.42.1 >&2 \
+    || fail "pip could not install libtpu: see its message above and start again"
+fi
+export TPU_LIBRARY_PATH="$venv/libtpu/libtpu/libtpu.so"
 bin="$venv/bin"
 "$bin/ruff" format --check .
 "$bin/ruff" check .

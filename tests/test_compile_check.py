@@ -1,0 +1,75 @@
+"""The paper's run compiles for a TPU that is not here, fits it, and says so if not."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from ar3d_jax import compile_check
+from ar3d_jax.compile_check import Program, remedies, replica_groups
+from ar3d_jax.config import Config, from_config_dict
+from ar3d_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAPER = from_config_dict(
+    runpy.run_path(str(ROOT / "configs/higrpo.py"))["get_config"]("7b"), Config
+)
+
+
+def has_compiler() -> bool:
+    there = importlib.util.find_spec("libtpu") is not None
+    return there or os.path.exists(os.environ.get("TPU_LIBRARY_PATH", ""))
+
+
+def test_the_papers_run_fits_the_smallest_topology(tmp_path):
+    """7B: two rollouts, the codec and the update for eight v5p chips."""
+    if not has_compiler():
+        pytest.skip("no TPU compiler: pip install libtpu, or launch/test.sh")
+    command = [sys.executable, "-m", "ar3d_jax.compile_check"]
+    flags = [
+        f"--config={ROOT / 'configs/higrpo.py'}:7b",
+        "--topology=v5p:2x2x2",
+        f"--json={tmp_path / 'found.json'}",
+    ]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "fits: " in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == ["rollout, coarse", "codec", "rollout, refined", "update"]
+    for name in ("rollout, coarse", "rollout, refined"):
+        assert found[name]["decode_collectives"] == {}
+        assert found[name]["collectives"]["all-gather"] > 0  # the weights, once
+    # State in bytes per chip: bf16 policy, reference, moments; float32 master.
+    held = 7.67e9 * (2 + 2 + 4 + 4) / 8
+    assert found["update"]["arguments"] == pytest.approx(held, rel=0.02)
+
+
+def test_groups_of_devices_are_read():
+    assert replica_groups("x, replica_groups={{0,2},{1,3}}, y", 4) == [[0, 2], [1, 3]]
+    assert replica_groups("x, replica_groups=[2,2]<=[4], y", 4) == [[0, 1], [2, 3]]
+    transposed = "x, replica_groups=[2,2]<=[2,2]T(1,0), y"
+    assert replica_groups(transposed, 4) == [[0, 2], [1, 3]]
+    assert replica_groups("x, replica_groups={}, y", 2) == [[0, 1]]
+
+
+def test_remedies_are_fields_that_would_help():
+    program = Program(1.0, 1, 1, 1, 1, {}, {}, 0)
+    for name in ("update", "rollout, coarse"):
+        for remedy in remedies(name, program, PAPER)[:-1]:
+            field = remedy.split()[0].removeprefix("--config.").split("=")[0]
+            section, _, leaf = field.rpartition(".")
+            owner = getattr(PAPER, section) if section else PAPER
+            assert leaf in {f.name for f in dataclasses.fields(owner)}
+    assert "--config.mesh.tp=2" in remedies("rollout, coarse", program, PAPER)[0]
+
+
+@pytest.mark.parametrize("topology", ["v9x:2x2", "nonsense"])
+def test_an_unknown_topology_is_refused(topology):
+    with pytest.raises(UserError, match="expected KIND:SHAPE"):
+        compile_check.topology_mesh(topology, PAPER)
