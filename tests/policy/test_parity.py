@@ -64,7 +64,7 @@ class Case:
     heads: tuple[int, int]
     head_size: int | None = None
     layers: int = 2
-    remat: bool = False
+    remat: str = "off"
     scan: bool = False
     seed: int = 0
 
@@ -86,13 +86,15 @@ class Case:
 
 CASES = {
     "group of 1, odd vocabulary": Case(qwen2, False, 1003, 64, (4, 4), scan=True),
-    "group of 4, tied": Case(qwen2, True, 512, 48, (8, 2), 8, remat=True, seed=3),
+    "group of 4, tied": Case(
+        qwen2, True, 512, 48, (8, 2), 8, remat="attention", seed=3
+    ),
     "group of 7, odd vocabulary": Case(
-        qwen2, False, 1003, 40, (7, 1), 8, remat=True, seed=3
+        qwen2, False, 1003, 40, (7, 1), 8, remat="full", seed=3
     ),
     "group of 7, tied": Case(qwen2, True, 640, 96, (14, 2), 16, scan=True, seed=3),
     "VL, group of 4": Case(
-        qwen25_vl, False, 1003, 64, (4, 1), scan=True, remat=True, seed=1
+        qwen25_vl, False, 1003, 64, (4, 1), scan=True, remat="attention", seed=1
     ),
     "VL, group of 1, tied": Case(qwen25_vl, True, 301, 64, (2, 2), layers=3, seed=1),
 }
