@@ -125,6 +125,7 @@ def topology_mesh(topology: str, config: Config) -> jax.sharding.Mesh:
             f"one of {', '.join(CHIPS)}"
         )
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else it asks for a machine's metadata
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU that only one may use
     try:
         devices = topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # the plug-in's own kinds
@@ -273,6 +274,7 @@ _KINDS = (
 )
 _COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(?:-start)?\(")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
@@ -308,6 +310,16 @@ def replica_groups(line: str, devices: int) -> list[list[int]]:
         if counted[3]:
             ids = ids.transpose([int(i) for i in counted[3].split(",")])
         return ids.reshape(shape).tolist()
+    if named := _NAMED.search(line):
+        sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        joined = re.findall(r"'(\w+)'", named[2])
+        if ":" not in named[2]:  # else a part of an axis: all, to be on the safe side
+            axes = list(sizes)
+            ids = np.arange(devices).reshape(list(sizes.values()))
+            ids = np.moveaxis(
+                ids, [axes.index(axis) for axis in joined], range(-len(joined), 0)
+            )
+            return ids.reshape(-1, math.prod(sizes[axis] for axis in joined)).tolist()
     return [list(range(devices))]
 
 

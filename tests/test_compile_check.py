@@ -55,6 +55,10 @@ def test_groups_of_devices_are_read():
     assert replica_groups("x, replica_groups=[2,2]<=[4], y", 4) == [[0, 1], [2, 3]]
     transposed = "x, replica_groups=[2,2]<=[2,2]T(1,0), y"
     assert replica_groups(transposed, 4) == [[0, 2], [1, 3]]
+    named = "x, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, y"
+    assert replica_groups(named, 4) == [[0, 2], [1, 3]]
+    part = "x, replica_groups=mesh['axis_0'=4] {'axis_0':(1)2}, y"
+    assert replica_groups(part, 4) == [[0, 1, 2, 3]]
     assert replica_groups("x, replica_groups={}, y", 2) == [[0, 1]]
 
 
