@@ -290,7 +290,7 @@ def _collectives(
         if not (found := _COLLECTIVE.search(line)):
             continue
         kinds[found[1]] += 1
-        if f"/{DECODE_SCOPE}/while/body" in line:
+        if f"/{DECODE_SCOPE}/while" in line:
             in_decode[found[1]] += 1
             groups = replica_groups(line, mesh.size)
             across += any(len({host_of[i] for i in group}) > 1 for group in groups)

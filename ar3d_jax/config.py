@@ -187,6 +187,8 @@ class RolloutConfig:
     )
     gather: bool = True  # parameters whole on each tp group while sampling, else they
     # travel for every token; our choice, costs 1 / mesh.tp of them in memory
+    stop_early: bool = True  # plans end with the longest one; off: at plan_tokens, and
+    # devices need not ask each other at every token; our choice
     ahead: int = 0  # rollouts started before their scores are in; only 0 so far
 
     def __post_init__(self) -> None:

@@ -78,6 +78,7 @@ PAPER = Config(
     ),
     rollout=RolloutConfig(
         temperature=1.0,  # the distribution that is trained; open
+        stop_early=False,  # of 128 plans one is long; hosts decode without a word
         plan_tokens=256,  # printed plans have 30 to 130 words
         prompt_tokens=(128, 256),  # template, instruction and a short caption
     ),

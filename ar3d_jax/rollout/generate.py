@@ -7,8 +7,10 @@ token is drawn is in `sampling.py`.
 What makes it fast on CPU (measured by benchmarks/rollout.py): layers unrolled, fused
 projections, keys stored transposed, random numbers made before the loop, a cache that
 grows in windows so that early tokens do not attend over the whole length, and a loop
-that ends when the last row has.
+that ends when the last row has (`rollout.stop_early`).
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,7 @@ def sample(
     subset: Subset,
     filters: tuple[Filter, ...],
     end: int | None = None,
+    stop_early: bool = True,
 ) -> tuple[Segment, Float[Array, "B D"], Cache]:
     """Draws a segment as wide as `numbers`, which are uniform in [0, 1).
 
@@ -76,6 +79,8 @@ def sample(
         filters: how logits are changed before drawing.
         end: the id that ends a row; a row that has not drawn it by its last token gets
             it there. None: every row is full.
+        stop_early: end when the last row has. Rows on several devices then ask each
+            other at every token.
 
     Returns:
         The segment, the last hidden states, and the cache with the segment in it.
@@ -107,6 +112,10 @@ def sample(
             done = done | (token == end)
         return index + 1, hidden[:, 0], done, cache, segment
 
+    def goes_on(state: State, stop: int) -> jax.Array:
+        more = state[0] < stop
+        return more & ~state[2].all() if end is not None and stop_early else more
+
     done = jnp.zeros(rows, bool, out_sharding=ROWS_B)
     state = jnp.int32(0), hidden, done, cache, Segment.empty(rows, steps)
     for first in range(0, steps, WINDOW):
@@ -114,7 +123,7 @@ def sample(
         index, hidden, done, cache, segment = state
         with jax.named_scope(DECODE_SCOPE):
             state = jax.lax.while_loop(
-                lambda state, stop=stop: (state[0] < stop) & ~state[2].all(),
+                functools.partial(goes_on, stop=stop),
                 step,
                 (index, hidden, done, cache.grown(start + stop), segment),
             )

@@ -139,6 +139,7 @@ class _Run:
             subset=self.vocab.text,
             filters=filters(self.cfg),
             end=self.vocab.im_end,
+            stop_early=self.cfg.stop_early,
         )
 
     def shape(self, cache: Cache, hidden: jax.Array, name: str, tokens: int) -> Segment:

@@ -171,6 +171,15 @@ def test_no_compilation_after_the_first_call(rolled):
     assert (rollout_coarse._cache_size(), rollout_refined._cache_size()) == before
 
 
+def test_going_on_to_the_last_token_changes_nothing(rolled):
+    policy, prompts, (*sequences,) = rolled
+    longer = roll_out(policy, prompts, dataclasses.replace(RUN, stop_early=False))
+    for one, other in zip(sequences, longer, strict=True):
+        np.testing.assert_array_equal(np.asarray(one.tokens), np.asarray(other.tokens))
+        np.testing.assert_array_equal(np.asarray(one.valid), np.asarray(other.valid))
+        np.testing.assert_allclose(one.logp, other.logp, atol=1e-5)
+
+
 def test_windows_of_the_cache_and_scanned_layers_change_nothing(rolled, monkeypatch):
     _, prompts, (coarse, *_) = rolled
     monkeypatch.setattr(generate, "WINDOW", 4)
