@@ -173,24 +173,21 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Progra
             objective=config.objective,
             optim=config.optim,
         )
-    own = [d for d in mesh.devices.flat if d.process_index == 0]
-    own_mesh = make_mesh(fsdp=len(own), devices=own)
-    with jax.set_mesh(own_mesh):
         codec = _on_mesh(jax.eval_shape(lambda: Codec(config.codec, jax.random.key(0))))
-        rows = config.prompts_per_step * config.group_size * len(own) // mesh.size
-        rows = len(own) * min(DECODE_ROWS, max(1, rows // len(own)))
+        rows = config.prompts_per_step * config.group_size // mesh.size
+        rows = mesh.size * min(DECODE_ROWS, max(rows, 1))
         codes = jax.ShapeDtypeStruct((rows, config.codec.tokens), jnp.int32)
         decode = decode_codes.trace(codec, codes)
 
     everything = _bytes(state) + _bytes(reference) + _bytes(codec)
-    for name, traced, where, held in (
-        ("rollout, coarse", coarse, mesh, policy),
-        ("codec", decode, own_mesh, codec),
-        ("rollout, refined", refined, mesh, policy),
-        ("update", update, mesh, (state, reference)),
+    for name, traced, held in (
+        ("rollout, coarse", coarse, policy),
+        ("codec", decode, codec),
+        ("rollout, refined", refined, policy),
+        ("update", update, (state, reference)),
     ):
-        with jax.set_mesh(where):
-            yield name, _compile(traced, where, everything - _bytes(held))
+        with jax.set_mesh(mesh):
+            yield name, _compile(traced, mesh, everything - _bytes(held))
 
 
 def _state(config: Config) -> tuple[TrainState, Decoder | None]:
@@ -274,8 +271,10 @@ _KINDS = (
 )
 _COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(?:-start)?\(")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-_COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}"
+)
+_COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
 
 
 def _collectives(
@@ -303,24 +302,25 @@ def replica_groups(line: str, devices: int) -> list[list[int]]:
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
         return [[int(i) for i in group.split(",")] for group in groups]
     if counted := _COUNTED.search(line):
-        shape, dims = (
-            [int(i) for i in part.split(",")] for part in counted.groups()[:2]
-        )
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if counted[3]:
-            ids = ids.transpose([int(i) for i in counted[3].split(",")])
-        return ids.reshape(shape).tolist()
-    if named := _NAMED.search(line):
+        shape = [int(i) for i in counted[1].split(",")]
+        return _ids(counted[2]).reshape(shape).tolist()
+    # A part of an axis, "axis:(1)2", counts as all: to be on the safe side.
+    if (named := _NAMED.search(line)) and ":" not in named[3]:
         sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        joined = re.findall(r"'(\w+)'", named[2])
-        if ":" not in named[2]:  # else a part of an axis: all, to be on the safe side
-            axes = list(sizes)
-            ids = np.arange(devices).reshape(list(sizes.values()))
-            ids = np.moveaxis(
-                ids, [axes.index(axis) for axis in joined], range(-len(joined), 0)
-            )
-            return ids.reshape(-1, math.prod(sizes[axis] for axis in joined)).tolist()
+        joined = re.findall(r"'(\w+)'", named[3])
+        ids = _ids(named[2] or f"[{devices}]").reshape(list(sizes.values()))
+        axes = [list(sizes).index(axis) for axis in joined]
+        ids = np.moveaxis(ids, axes, range(-len(axes), 0))
+        return ids.reshape(-1, math.prod(sizes[axis] for axis in joined)).tolist()
     return [list(range(devices))]
+
+
+def _ids(order: str) -> np.ndarray:
+    """Device numbers in an order such as [8,4]T(1,0): counted, then transposed."""
+    dims, axes = re.findall(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", order)[0]
+    shape = [int(i) for i in dims.split(",")]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose([int(i) for i in axes.split(",")]) if axes else ids
 
 
 def remedies(name: str, program: Program, config: Config) -> list[str]:

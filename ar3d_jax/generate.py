@@ -75,12 +75,16 @@ def generate_objects(
         "coarse": shape_codes(rollout.coarse, models.vocab)[rows],
         "refined": shape_codes(rollout.refined, models.vocab)[rows],
     }
+    logits: dict[Literal["coarse", "refined"], np.ndarray] = {
+        step: decode_rows(models.codec, tokens, all_rows=True)
+        for step, tokens in codes.items()
+    }
     if not hosts.is_first():
         return []
-    tickets, logits = {}, {}
-    for step, tokens in codes.items():
-        logits[step] = decode_rows(models.codec, tokens)
-        tickets[step] = scoring.submit(logits[step], texts, step, keep_views=True)
+    tickets = {
+        step: scoring.submit(grids, texts, step, keep_views=True)
+        for step, grids in logits.items()
+    }
     scores = {step: scoring.collect(ticket)[0] for step, ticket in tickets.items()}
     views = {step: scoring.views(ticket) for step, ticket in tickets.items()}
     return [

@@ -25,7 +25,7 @@ from jax._src import distributed
 
 from ar3d_jax.errors import UserError, exit_on_user_error
 from ar3d_jax.host_watch import Watch
-from ar3d_jax.sharding import ROWS_B, make_mesh
+from ar3d_jax.sharding import ROWS_B
 
 HEARTBEAT_S = 30  # until a silent host counts as dead; our choice, jax's is 100
 START_S = 600  # for all hosts to arrive; our choice: a pod's setups differ by minutes
@@ -203,8 +203,22 @@ def everywhere(x: jax.Array) -> np.ndarray:
     return np.asarray(x)
 
 
-def own_mesh() -> jax.sharding.Mesh:
-    """This host's devices of the mesh, for what each host does by itself."""
-    mesh = jax.sharding.get_mesh()
-    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    return make_mesh(fsdp=len(mine), devices=mine)
+def own(x: jax.Array) -> np.ndarray:
+    """This host's rows of an array whose first axis is split over devices, in order."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    shards = {shard.index[0].start: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def on_all_devices(tree: Any) -> Any:
+    """Arrays that every host has, whole on every device of the mesh."""
+    layout = jax.NamedSharding(jax.sharding.get_mesh(), jax.P())
+
+    def put(x: jax.Array) -> jax.Array:
+        values = np.asarray(x)
+        return jax.make_array_from_callback(
+            x.shape, layout, lambda index: values[index]
+        )
+
+    return jax.tree.map(put, tree)

@@ -25,7 +25,7 @@ from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.policy.tokenizer import Tokenizer
 from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
-from ar3d_jax.weights import resolve
+from ar3d_jax.weights import resolve_all
 
 CONVERTED = "checkpoints"  # in a folder that `convert.py` made of published weights
 DECODE_ROWS = 16  # objects that a device decodes at once; our choice: little memory
@@ -72,12 +72,15 @@ def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
     Raises:
         UserError: files are missing, damaged, or of other sizes than the config says.
     """
-    folder = resolve(config.policy.weights, "policy.weights")
-    file = resolve(config.codec.weights, "codec.weights")
+    folder, file = resolve_all(
+        {
+            "policy.weights": config.policy.weights,
+            "codec.weights": config.codec.weights,
+        }
+    )
     tokenizer = Tokenizer.load(folder)
     policy = load_policy(folder, config.policy, mesh)
-    with jax.set_mesh(hosts.own_mesh()):  # each host decodes its own shapes
-        codec = jax.device_put(torch_weights.load(file, config.codec), jax.P())
+    codec = hosts.on_all_devices(torch_weights.load(file, config.codec))
     if tokenizer.vocab.codes != codec.config.codes:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab.codes} mesh tokens; the "
@@ -165,19 +168,30 @@ def plan_texts(sequence: Sequence, tokenizer: Tokenizer) -> list[str]:
 @jax.jit
 def decode_codes(codec: Codec, codes: jax.Array) -> jax.Array:
     """Logits [N, R, R, R] of shape tokens [N, M]; each device decodes its rows."""
-    codes = jax.sharding.reshard(codes, sharding.TOKENS_BT)
-    return jax.shard_map(Codec.decode, out_specs=sharding.ROWS_B)(codec, codes)
+    codes = jax.sharding.reshard(codes, jax.P(*sharding.OBJECTS_B, None))
+    return jax.shard_map(Codec.decode, out_specs=sharding.OBJECTS_B)(codec, codes)
 
 
-def decode_rows(codec: Codec, codes: np.ndarray) -> Float[np.ndarray, "N R R R"]:
-    """Logits of shape tokens [N, M], by this host's devices, some rows at a time."""
-    mesh = hosts.own_mesh()
+def decode_rows(
+    codec: Codec, codes: np.ndarray, *, all_rows: bool = False
+) -> Float[np.ndarray, "N R R R"]:
+    """Logits of this host's rows of shape tokens [N, M], or on every host of all.
+
+    All hosts must call it together, with the same tokens; some are decoded at a time.
+    """
+    shape = jax.sharding.get_mesh().shape
+    parts = shape["data"] * shape["fsdp"]
     rows = len(codes)
-    step = mesh.size * min(DECODE_ROWS, -(-rows // mesh.size))
-    padded = np.pad(codes, ((0, -rows % step), (0, 0)))
-    with jax.set_mesh(mesh):
-        batches = [
-            np.asarray(decode_codes(codec, padded[first : first + step]))
-            for first in range(0, len(padded), step)
-        ]
-    return np.concatenate(batches)[:rows]
+    each = -(-rows // parts)  # as `hosts.own_rows` shares them out
+    step = shape["tp"] * min(DECODE_ROWS, -(-each // shape["tp"]))
+    codes = np.pad(codes, ((0, parts * each - rows), (0, 0)))
+    codes = codes.reshape(parts, each, -1)
+    codes = np.pad(codes, ((0, 0), (0, -each % step), (0, 0)))
+    fetch = hosts.everywhere if all_rows else hosts.own
+    batches = []
+    for first in range(0, codes.shape[1], step):
+        some = codes[:, first : first + step].reshape(parts * step, -1)
+        logits = fetch(decode_codes(codec, some))
+        batches.append(logits.reshape(-1, step, *logits.shape[1:]))
+    logits = np.concatenate(batches, axis=1)[:, :each]
+    return logits.reshape(-1, *logits.shape[2:])[:rows]

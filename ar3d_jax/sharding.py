@@ -43,6 +43,7 @@ DOWN_FD = P("tp", "fsdp")
 # Activations.
 BATCH = ("data", "fsdp")  # the mesh axes that split rows
 ROWS_B = P(BATCH)
+OBJECTS_B = P(AXES)  # rows on all devices: what each computes alone
 TOKENS_BT = P(BATCH, None)
 ACT_BTD = P(BATCH, None, None)
 ACT_BTKH = P(BATCH, None, "tp", None)

@@ -170,8 +170,7 @@ def main(config: Config, workdir: str) -> None:
                     rollout_coarse(state.policy, prompts, *arguments, **sizes)
                 )
             with clock("codec"):
-                codes = shape_codes(coarse, models.vocab)[own]
-                logits = decode_rows(models.codec, codes)
+                logits = decode_rows(models.codec, shape_codes(coarse, models.vocab))
             coarse_ticket = scoring.submit(logits, own_texts, "coarse")
             with clock("rollout"):
                 local, refined = jax.block_until_ready(
@@ -180,8 +179,7 @@ def main(config: Config, workdir: str) -> None:
                     )
                 )
             with clock("codec"):
-                codes = shape_codes(refined, models.vocab)[own]
-                logits = decode_rows(models.codec, codes)
+                logits = decode_rows(models.codec, shape_codes(refined, models.vocab))
             refined_ticket = scoring.submit(logits, own_texts, "refined")
 
             # Rewards.

@@ -5,6 +5,7 @@ cache, HF_TOKEN for what is not public, HF_HUB_OFFLINE=1 for no network.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ar3d_jax.errors import UserError
@@ -56,3 +57,20 @@ def resolve(source: str, field: str) -> Path:
             f"--local-dir DIR`, then pass --config.{field}=DIR"
         ) from error
     return Path(folder)
+
+
+def resolve_all(sources: Mapping[str, str]) -> list[Path]:
+    """As `resolve`, of sources by field; what is missing is said all at once.
+
+    Raises:
+        UserError: some cannot be had.
+    """
+    places, problems = [], []
+    for field, source in sources.items():
+        try:
+            places.append(resolve(source, field))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; and ".join(problems))
+    return places

@@ -25,6 +25,7 @@ from ar3d_jax.data.catalog import load_catalog
 from ar3d_jax.models import decode_rows
 from ar3d_jax.render.sheets import view_sheet
 from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.sharding import make_mesh
 from ar3d_jax.train_codec import iou
 from ar3d_jax.weights import EMBEDDED
 
@@ -44,8 +45,10 @@ def mean_iou(codec: Codec, voxels: np.ndarray, *, quantise: bool) -> float:
 def draw(codec: Codec, voxels: np.ndarray, names: list[str], path: Path) -> None:
     """Original voxels' surfaces above their reconstructions, object by object."""
     tokens = np.asarray(jax.jit(Codec.encode)(codec, voxels))
+    with jax.set_mesh(make_mesh()):
+        decoded = decode_rows(codec, tokens)
     originals = np.where(voxels, 1.0, -1.0).astype(np.float32)
-    grids = np.stack([originals, decode_rows(codec, tokens)], axis=1)
+    grids = np.stack([originals, decoded], axis=1)
     grids = grids.reshape(-1, *voxels.shape[1:])
     render = Config().render
     with (

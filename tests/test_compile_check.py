@@ -57,6 +57,8 @@ def test_groups_of_devices_are_read():
     assert replica_groups(transposed, 4) == [[0, 2], [1, 3]]
     named = "x, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, y"
     assert replica_groups(named, 4) == [[0, 2], [1, 3]]
+    turned = "x, replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a'}, y"
+    assert replica_groups(turned, 6) == [[0, 1], [2, 3], [4, 5]]
     part = "x, replica_groups=mesh['axis_0'=4] {'axis_0':(1)2}, y"
     assert replica_groups(part, 4) == [[0, 1, 2, 3]]
     assert replica_groups("x, replica_groups={}, y", 2) == [[0, 1]]

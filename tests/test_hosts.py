@@ -169,7 +169,7 @@ def test_one_host_has_all_rows(mesh):
     own = {"a": np.arange(rows), "b": np.ones(rows)}
     assert hosts.gather(own, rows) == own
     assert (hosts.any_of(True), hosts.any_of(False)) == (True, False)
-    assert hosts.own_mesh().size == mesh.size
     spread = jax.device_put(np.arange(rows), jax.P(("data", "fsdp")))
     np.testing.assert_array_equal(hosts.everywhere(spread), np.arange(rows))
+    np.testing.assert_array_equal(hosts.own(spread), np.arange(rows))
     hosts.check_mesh()

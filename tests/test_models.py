@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ar3d_jax import hosts
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig
 from ar3d_jax.errors import UserError
@@ -15,15 +16,18 @@ from ar3d_jax.sharding import make_mesh
 from tests import small_run
 
 
-def test_decoding_in_batches_is_decoding():
+def test_decoding_in_batches_is_decoding(mesh):
     config = CodecConfig(resolution=8, channels=(2, 4), blocks=(0, 1), codes=16)
-    codec = Codec(config, jax.random.key(0))
     rng = np.random.default_rng(0)
-    codes = rng.integers(16, size=(DECODE_ROWS + 3, config.tokens)).astype(np.int32)
-    logits = decode_rows(codec, codes)
-    assert logits.shape == (DECODE_ROWS + 3, 8, 8, 8)
-    expected = jax.jit(Codec.decode)(codec, codes)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    rows = DECODE_ROWS * mesh.size + 3
+    codes = rng.integers(16, size=(rows, config.tokens)).astype(np.int32)
+    with jax.set_mesh(make_mesh()):
+        codec = Codec(config, jax.random.key(0))
+        expected = np.asarray(jax.jit(Codec.decode)(codec, codes))
+    codec = hosts.on_all_devices(codec)
+    for some in (rows, 5, 1):
+        logits = decode_rows(codec, codes[:some])
+        np.testing.assert_allclose(logits, expected[:some], atol=1e-5)
 
 
 def test_a_tokenizer_and_a_codec_that_do_not_belong_together_are_refused(tmp_path):
