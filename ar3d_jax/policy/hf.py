@@ -25,14 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ar3d_jax.config import PolicyConfig
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.policy import hf_tensors, safetensor_files
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.hf_tensors import Parameter, Tensor
-from ar3d_jax.policy.safetensor_files import METADATA, Header
+from ar3d_jax.policy.safetensor_files import METADATA, Header, Slices
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -73,16 +73,15 @@ def load(
     cfg = dataclasses.replace(
         cfg or found, vocab_size=found.vocab_size, dtype=jnp.dtype(dtype).name
     )
-    with ExitStack() as stack:
-        tensors = _open(folder, stack)
-        _check_tensors(folder, tensors, cfg)
-        with jax.set_mesh(mesh):
-            policy = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
-            for parameter in hf_tensors.parameters(cfg):
-                owner, name = _owner(policy, parameter)
-                abstract = getattr(owner, name).get_value()
-                array = _read(parameter, abstract, tensors)
-                setattr(owner, name, nnx.Param(array))
+    tensors = _open(folder)
+    _check_tensors(folder, tensors, cfg)
+    with jax.set_mesh(mesh):
+        policy = jax.eval_shape(lambda: Decoder(cfg, jax.random.key(0)))
+        for parameter in hf_tensors.parameters(cfg):
+            owner, name = _owner(policy, parameter)
+            abstract = getattr(owner, name).get_value()
+            array = _read(parameter, abstract, tensors)
+            setattr(owner, name, nnx.Param(array))
     return policy
 
 
@@ -240,8 +239,7 @@ def copy_small_files(base: Path, folder: Path) -> None:
 
 def _check_base(base: Path, cfg: PolicyConfig) -> None:
     check_sizes(base, dataclasses.replace(read_sizes(base), dtype=cfg.dtype), cfg)
-    with ExitStack() as stack:
-        _check_tensors(base, _open(base, stack), cfg)
+    _check_tensors(base, _open(base), cfg)
 
 
 def read_sizes(folder: Path) -> PolicyConfig:
@@ -251,9 +249,8 @@ def read_sizes(folder: Path) -> PolicyConfig:
         UserError: no such folder, another kind of model.
     """
     found = read_config(folder)
-    with ExitStack() as stack:
-        embed = _open(folder, stack).get(_EMBED)
-        rows = embed.get_shape()[0] if embed else found.vocab_size
+    embed = _open(folder).get(_EMBED)
+    rows = embed.shape[0] if embed else found.vocab_size
     return dataclasses.replace(found, vocab_size=rows)
 
 
@@ -355,19 +352,19 @@ def _older_name(key: str) -> str:
     return key.replace("model.language_model.", "model.", 1)
 
 
-def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """The folder's text tensors by their older names, of which slices can be read."""
+def _open(folder: Path) -> dict[str, Slices]:
+    """The folder's text tensors by their older names."""
     found = {}
     for file in _files(folder):
         try:
-            tensors = stack.enter_context(safe_open(file, framework="np"))
+            tensors = safetensor_files.tensors_in(file)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"cannot read {file}: {error}; expected a whole safetensors file"
             ) from error
-        for key in tensors.keys():  # noqa: SIM118  not a dict
-            if not _NOT_TEXT.search(key):
-                found[_older_name(key)] = tensors.get_slice(key)
+        for name, tensor in tensors.items():
+            if not _NOT_TEXT.search(name):
+                found[_older_name(name)] = tensor
     return found
 
 
@@ -386,7 +383,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _check_tensors(folder: Path, tensors: Mapping[str, Any], cfg: PolicyConfig) -> None:
     expected = hf_tensors.shapes(cfg)
-    found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if cfg.tied:  # some writers keep the copy
         found.pop("lm_head.weight", None)
     wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
@@ -399,7 +396,7 @@ def _check_tensors(folder: Path, tensors: Mapping[str, Any], cfg: PolicyConfig) 
     wrong += [
         f"{name} has type {kind}, expected {' or '.join(FLOATS)}"
         for name in sorted(expected.keys() & found.keys())
-        if (kind := tensors[name].get_dtype()) not in FLOATS
+        if (kind := tensors[name].dtype) not in FLOATS
     ]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -408,19 +405,19 @@ def _check_tensors(folder: Path, tensors: Mapping[str, Any], cfg: PolicyConfig) 
             f"{'; '.join(wrong[:_SHOWN])}{more}; get the folder again"
         )
     head, embed = (tensors.get(x) for x in ("lm_head.weight", _EMBED))
-    if cfg.tied and head and not _equal(head, embed):
+    if cfg.tied and head and embed and not _equal(head, embed):
         raise UserError(
             f"{folder / CONFIG_FILE}: tie_word_embeddings is true, but lm_head.weight "
             f"is there and differs from {_EMBED}; set it to false"
         )
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Slices, other: Slices) -> bool:
     """Whether two matrices in files are the same; they are read a piece at a time."""
-    rows, columns = one.get_shape()
+    rows, columns = one.shape
     step = max(hf_tensors.PIECE_BYTES // (4 * columns), 1)
     pieces = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
-    return one.get_shape() == other.get_shape() and all(
+    return one.shape == other.shape and all(
         np.array_equal(one[piece], other[piece]) for piece in pieces
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ar3d_jax.config import PolicyConfig
 
-PIECE_BYTES = 2**26  # read and transposed at a time; our choice: small beside a tensor
+PIECE_BYTES = 2**24  # read and transposed at a time; our choice: small beside a tensor
 _JOINED = "PE"  # along these a parameter is put together from several tensors
 
 Index = tuple[slice, ...]
@@ -88,7 +88,7 @@ class Parameter:
 
         Args:
             tensor: the part.
-            readable: it, in its file: what safetensors' `get_slice` returns.
+            readable: it, in its file: `safetensor_files.Slices`.
             index: the share, on the part's axes.
             dtype: of the result.
         """

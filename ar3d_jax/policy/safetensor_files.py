@@ -6,6 +6,7 @@ bytes, little-endian, without gaps. Reading is the library's `safe_open`.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import safe_open
 
 DTYPES = {
     "F64": np.float64,
@@ -48,6 +50,40 @@ def make_header(shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> Header:
         header[name] = {"dtype": code, "shape": shape, "data_offsets": (start, stop)}
         start = stop
     return header
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """A tensor in a file, of which slices can be read; nothing stays in memory.
+
+    The file is mapped for one reading at a time: pages of a mapping that stays count as
+    this process's memory.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The slice, in memory of its own."""
+        with safe_open(self.file, framework="np") as tensors:
+            return tensors.get_slice(self.name)[index]
+
+
+def tensors_in(file: Path) -> dict[str, Slices]:
+    """By name.
+
+    Raises:
+        OSError, SafetensorError: no whole safetensors file.
+    """
+    found = {}
+    with safe_open(file, framework="np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  not a dict
+            part = tensors.get_slice(name)
+            shape = tuple(part.get_shape())
+            found[name] = Slices(file, name, part.get_dtype(), shape)
+    return found
 
 
 @contextlib.contextmanager
