@@ -66,12 +66,16 @@ def test_state_layout_and_extras_come_back(mesh, tmp_path):
     assert (back["position"], back["history"]) == (b"\x00\xff", [1, None])
 
 
-def test_other_mesh_abstract_template_and_a_part(tmp_path):
-    with jax.set_mesh(make_mesh(1, 1)):
+@pytest.mark.parametrize(
+    ("saved", "restored_on"),
+    [((1, 1), (4, 2)), ((4, 2), (2, 4)), ((4, 2), (1, 1)), ((2, 2, 2), (8, 1))],
+)
+def test_other_mesh_abstract_template_and_a_part(tmp_path, saved, restored_on):
+    with jax.set_mesh(make_mesh(*saved)):
         state = make_state(1)
         with open_checkpoints(tmp_path) as checkpoints:
             checkpoints.save(state, 1, {})
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(*restored_on)
     with jax.set_mesh(mesh):
         template = {"policy": jax.eval_shape(lambda: make_state(0)["policy"])}
         with open_checkpoints(tmp_path) as checkpoints:
