@@ -60,6 +60,24 @@ text() {
   echo "\"${escaped//\"/\\\"}\""
 }
 
+# What a pod runs. One that is told to end saves, and must not count as finished.
+container() {
+  cat << 'END'
+"$@" &
+pid=$!
+told=""
+trap 'told=yes; kill -TERM "$pid"' TERM
+wait "$pid"
+status=$?
+if [ -n "$told" ]; then
+  wait "$pid"
+  status=$?
+  [ "$status" != 0 ] || status=75
+fi
+exit "$status"
+END
+}
+
 # The hosts of a slice are a Job's pods. A host that ends with 1 (a bug) or 2 (wrong
 # input) ends the run; whatever else restarts all of them.
 manifest() {
@@ -107,8 +125,16 @@ spec:
             containers:
             - name: train
               image: $(text "$image")
-              command: ["python", "-m", "ar3d_jax.train"]
+              command:
+              - sh
+              - -c
+              - |
+$(container | sed 's/^/                /')
+              - sh
               args:
+              - python
+              - -m
+              - ar3d_jax.train
 END
   for flag in --hosts=auto "--config=$preset" "--workdir=$workdir" "${flags[@]}"; do
     echo "              - $(text "$flag")"

@@ -226,7 +226,8 @@ start() {
 }
 
 # What the words of all workers mean together: running, parting (some have ended), lost,
-# 0, 1 or 2. The host that fails says why, the others end with 75.
+# 0, 1 or 2. The host that fails says why, the others end with 75. Machines that are
+# preempted may leave time to save.
 verdict() {
   local -A seen=()
   local word

@@ -87,7 +87,7 @@ start() {
   fi
   mount_bucket "$bucket"
   mkdir -p "$run"
-  rm -f "$run/status" "$run/trainer"
+  rm -f "$run/status" "$run/trainer" "$run/stopped"
   echo "$command" > "$run/command"
   echo "--- $(date -u +%FT%TZ) $command" >> "$run/log"
   cd "$root"
@@ -105,11 +105,16 @@ start() {
   echo "$! $boot" > "$run/pid"
 }
 
-# "ar3d-jax HOST running|gone|none|EXIT_STATUS", a tab, the last line of the log.
+# "ar3d-jax HOST running|gone|none|saved|EXIT_STATUS", a tab, the last line of the log.
+# A run that was told to end by the machine, and not by tpu_vm.sh, is "saved".
 status() {
   local word=none
   if [ -e "$run/status" ]; then
     word="$(cat "$run/status")"
+    if [[ "$word" = 0 && ! -e "$run/stopped" ]] && tail -c 2000 "$run/log" \
+      | sed '/^--- /h;//!H;$!d;x' | grep -q 'saved, same command goes on'; then
+      word=saved
+    fi
   elif alive; then
     word=running
   elif [ -e "$run/pid" ]; then
@@ -124,7 +129,12 @@ case "${1:-}" in
   start) shift; start "$@" ;;
   status) status ;;
   idle) ! alive || fail "a run is going on; stop it first" ;;
-  stop) ! alive || kill -TERM "$(cat "$run/trainer")" ;; # it saves and ends with 0
+  stop) # it saves and ends with 0
+    if alive; then
+      touch "$run/stopped"
+      kill -TERM "$(cat "$run/trainer")"
+    fi
+    ;;
   kill) ! alive || kill -KILL -- "-$(cut -d' ' -f1 "$run/pid")" ;;
   log) cat "$run/log" ;;
   *) fail "${1:-nothing}: expected setup, start, status, idle, stop, kill or log" ;;

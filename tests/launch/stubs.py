@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 STUB = """#!/bin/bash
 printf '%q ' "${0##*/}" "$@" >> "$STUBS/log"
 echo >> "$STUBS/log"
-[[ "$*" != *"${STUB_READS:-nothing}"* ]] || cat > "$STUBS/stdin"
+[[ "${0##*/} $*" != @(sbatch|kubectl apply)* ]] || cat > "$STUBS/stdin"
 for file in "$STUBS"/answers/*; do
   [ -e "$file" ] && [[ "$*" == *"${file##*/}"* ]] || continue
   mapfile -t lines < "$file"

@@ -1,5 +1,7 @@
 """launch/gke.sh: the manifest, and what kubectl is asked."""
 
+import subprocess
+
 import pytest
 
 from tests.launch.stubs import Stubs, bare_path, refused
@@ -52,8 +54,10 @@ def test_manifest(cluster):
     }
     (container,) = pod(document)["containers"]
     assert container["image"] == "registry/ar3d:1"
-    assert container["command"] == ["python", "-m", "ar3d_jax.train"]
     assert container["args"] == [
+        "python",
+        "-m",
+        "ar3d_jax.train",
         "--hosts=auto",
         "--config=configs/higrpo.py:7b",
         "--workdir=/mnt/box/mine",
@@ -76,6 +80,26 @@ def test_a_restart_resumes_and_a_mistake_ends_the_run(cluster):
     assert rule["onExitCodes"]["values"] == [1, 2]
     assert rule["onExitCodes"]["containerName"] == "train"
     assert pod(document)["restartPolicy"] == "Never"  # a podFailurePolicy asks for it
+
+
+@pytest.mark.parametrize(
+    ("trainer", "told", "status"),
+    [
+        ("exit 0", False, 0),
+        ("exit 2", False, 2),
+        ("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", True, 75),
+        ("trap 'exit 2' TERM; echo up; while :; do sleep 0.01; done", True, 2),
+        ("echo up; exec sleep 60", True, 143),
+    ],
+)
+def test_a_pod_that_is_told_to_end_is_not_finished(cluster, trainer, told, status):
+    (container,) = pod(manifest(cluster, *POD))["containers"]
+    command = [*container["command"], "sh", "-c", trainer]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        if told:
+            assert process.stdout.readline() == "up\n"
+            process.terminate()
+        assert process.wait(timeout=30) == status
 
 
 def test_the_bucket_is_where_the_workdir_is(cluster):
@@ -106,7 +130,7 @@ def test_hosts_follow_from_the_topology(cluster, accelerator, topology, hosts):
 
 
 def test_run_applies_the_printed_manifest(cluster):
-    result = cluster.run("gke.sh", "run", *POD, *FLAGS, STUB_READS="apply")
+    result = cluster.run("gke.sh", "run", *POD, *FLAGS)
     assert result.returncode == 0, result.stderr
     assert [call[1] for call in cluster.calls] == ["get", "apply"]
     assert cluster.calls[1] == ["kubectl", "apply", "-f", "-"]

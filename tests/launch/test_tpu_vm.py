@@ -1,6 +1,7 @@
 """launch/tpu_vm.sh against a gcloud that plays back states; tpu_worker.sh for real."""
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -149,7 +150,9 @@ def test_a_preempted_node_whose_request_is_still_active(pod):
     ]
 
 
-@pytest.mark.parametrize("words", [("75", "137"), ("gone", "75"), ("running", "75")])
+@pytest.mark.parametrize(
+    "words", [("75", "137"), ("gone", "75"), ("saved", "0"), ("running", "75")]
+)
 def test_lost_hosts_lead_to_the_same_command_on_the_same_pod(pod, words):
     patience = 3 if "running" in words else 1
     pod.answer(STATE, "ACTIVE")
@@ -304,7 +307,7 @@ def test_help_is_the_header(pod):
 
 TRAINER = """#!/bin/bash
 # Saves and ends with 0 on SIGTERM, as the trainer does.
-trap 'echo saved; exit 0' TERM
+trap 'echo "stopped; saved, same command goes on"; exit 0' TERM
 for x in "$@"; do
   case "$x" in
     --status=*) echo "arguments: $*"; exit "${x#*=}" ;;
@@ -372,7 +375,17 @@ def test_worker_runs_one_thing_at_a_time_and_stops_it(worker):
     worker("stop")
     assert wait_for(worker, " 0\t") == "0"
     assert worker("idle").returncode == 0
-    assert worker("log").stdout.endswith("working\nsaved\n")
+    assert "saved, same command goes on" in worker("log").stdout
+
+
+def test_worker_tells_a_shutdown_from_a_stop(worker, tmp_path):
+    worker("start", "", "--forever")
+    wait_for(worker, "working")
+    os.kill(int((tmp_path / "run/trainer").read_text()), signal.SIGTERM)
+    assert wait_for(worker, "goes on") in ("running", "saved")
+    assert wait_for(worker, " saved\t") == "saved"
+    worker("start", "", "--status=0")
+    assert wait_for(worker, " 0\t") == "0"  # what the run before said is over
 
 
 def test_worker_that_is_killed_or_has_rebooted(worker, tmp_path):
