@@ -12,7 +12,16 @@ say() { [ -n "$dry_run" ] || echo "[$(basename "$0" .sh)] $*" >&2; }
 fail() { echo "error: $*" >&2; exit 2; }
 
 # The header comment of the script.
-usage() { sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$0"; }
+usage() {
+  local line
+  {
+    read -r line
+    while IFS= read -r line && [[ "$line" = "#"* ]]; do
+      line="${line#\#}"
+      echo "${line# }"
+    done
+  } < "$0"
+}
 
 # Reads the command line: parse "VERB ..." "NAME= NAME ..." ARGUMENTS. Options with "="
 # take a value; each is left in a variable of its name.
@@ -78,3 +87,5 @@ run() {
 }
 
 exec 3>&1
+[ "${BASH_VERSINFO[0]}" -ge 5 ] || fail "this is bash $BASH_VERSION; expected 5 or newer:" \
+  "install it (macOS: brew install bash) and start again"

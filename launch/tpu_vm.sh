@@ -141,12 +141,14 @@ bring_up() {
         continue
         ;;
       SUSPENDED | FAILED)
-        if [ "$tries" = 0 ]; then
+        if [[ "$tries" = 0 && ! ("$verb" = all && "$now" = SUSPENDED) ]]; then
           why="$("${tpus[@]}" queued-resources describe "$name" "${place[@]}" \
             "--format=value(state.failedData.error.message)" 2> /dev/null || true)"
           fail "$name is $now (${why:-no reason given}); check --type, --version," \
             "--zone and the project's quota, and start again"
         fi
+        # Preempted before it was there: that may go on for a while.
+        [[ "$verb" != all || "$now" != SUSPENDED ]] || tries=3
         delete_pod
         continue
         ;;
@@ -199,10 +201,12 @@ copy_to_workers() {
 worker() { echo "bash $remote/launch/tpu_worker.sh $(quoted "$@")"; }
 
 setup() {
-  git -C "$root" rev-parse --verify --quiet HEAD > /dev/null \
-    || fail "$root is no git clone; expected one, since its last commit is what is copied"
-  [ -z "$(git -C "$root" status --porcelain --untracked-files=no)" ] \
-    || say "changes that are not committed stay here"
+  if [ -z "$dry_run" ]; then
+    git -C "$root" rev-parse --verify --quiet HEAD > /dev/null || fail "$root is no git" \
+      "clone; expected one, since its last commit is what is copied"
+    [ -z "$(git -C "$root" status --porcelain --untracked-files=no)" ] \
+      || say "changes that are not committed stay here"
+  fi
   run git -C "$root" archive --format=tar.gz "--output=$scratch/$remote.tar.gz" HEAD \
     || return
   copy_to_workers "$scratch/$remote.tar.gz" "$remote.tar.gz" || return
@@ -226,7 +230,7 @@ start() {
 }
 
 # What the words of all workers mean together: running, parting (some have ended), lost,
-# 0, 1 or 2. The host that fails says why, the others end with 75. Machines that are
+# none (never started), 0, 1 or 2. The host that fails says why, the others end with 75. Machines that are
 # preempted may leave time to save.
 verdict() {
   local -A seen=()
@@ -238,14 +242,14 @@ verdict() {
     echo 1
   elif [ -n "${seen[running]:-}" ]; then
     if [ ${#seen[@]} = 1 ]; then echo running; else echo parting; fi
-  elif [[ -n "${seen[0]:-}" && ${#seen[@]} = 1 ]]; then
-    echo 0
+  elif [[ -n "${seen[0]:-}${seen[none]:-}" && ${#seen[@]} = 1 ]]; then
+    echo "${!seen[@]}"
   else
     echo lost
   fi
 }
 
-# Waits for the run's end. Leaves in $outcome: 0, 1, 2; "again" where hosts were lost and
+# Waits for the run's end. Leaves in $outcome: 0, 1, 2, none; "again" where hosts were lost and
 # the pod is there; "gone" where the pod or one of its workers is; else "unreachable".
 follow() {
   local answer words last before="" misses=0 parting=0 failed
@@ -257,7 +261,7 @@ follow() {
     fi
     failed=""
     answer="$(on_workers "$(worker status)" 2> "$errors")" || failed=yes
-    words="$(sed -n 's/^ar3d-jax [^ ]* \([a-z0-9]*\)\t.*/\1/p' <<< "$answer")"
+    words="$(sed -n $'s/^ar3d-jax [^ ]* \\([a-z0-9]*\\)\t.*/\\1/p' <<< "$answer")"
     if [[ -n "$words" && -z "$failed" ]]; then
       misses=0
       outcome="$(verdict "$words")"
@@ -310,6 +314,7 @@ finish() {
     0) say "the run has ended with status 0: finished, or stopped with a checkpoint" ;;
     1) echo "error: the run has ended with status 1, a bug; see $logs" >&2 ;;
     2) echo "error: the run has ended with status 2, wrong input; see $logs" >&2 ;;
+    none) fail "no run has been started on $name; expected tpu_vm.sh run before" ;;
     again) echo "error: hosts of the run were lost, see $logs; $again" >&2 ;;
     gone) echo "error: $name is gone; after setup on a new pod, $again" >&2 ;;
     *) echo "error: the workers do not answer, the run may go on; $again" >&2 ;;

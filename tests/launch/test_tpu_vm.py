@@ -27,7 +27,7 @@ def workers(*words):
 
 @pytest.fixture
 def pod(tmp_path):
-    return Stubs(tmp_path, "gcloud")
+    return Stubs(tmp_path, "gcloud", "git")
 
 
 def tpu_vm(pod, verb, *arguments, **environment):
@@ -212,12 +212,37 @@ def test_one_worker_that_does_not_answer_leads_to_a_new_pod(pod):
 def test_setup_sends_the_last_commit_and_the_token_in_files(pod):
     result = tpu_vm(pod, "setup", "--bucket=box", "--hf-token-env=HF_TOKEN")
     assert result.returncode == 0, result.stderr
+    (archive,) = [call for call in pod.calls if "archive" in call]
+    assert archive[1:4] == ["-C", str(ROOT), "archive"]
+    assert archive[-1] == "HEAD"
     copies = [call for call in pod.calls if "scp" in call]
     assert [Path(call[5]).name for call in copies] == ["ar3d-jax.tar.gz", "token"]
     assert [call[6] for call in copies] == ["pod:ar3d-jax.tar.gz", "pod:ar3d-jax-token"]
     assert all("--worker=all" in call for call in copies)
     assert TOKEN not in result.stdout + result.stderr + str(pod.calls)
     assert not list(pod.folder.glob("ar3d-jax-*"))  # nothing is left here
+
+
+def test_without_a_commit_nothing_is_sent(pod):
+    pod.answer("rev-parse", "error not a git repository")
+    result = tpu_vm(pod, "setup")
+    assert result.returncode == 2
+    assert "is no git clone; expected one" in result.stderr
+    assert deeds(pod) == []
+
+
+def test_stop_before_any_run(pod):
+    pod.answer(STATUS, workers("none", "none"))
+    assert "no run has been started on pod" in tpu_vm(pod, "stop").stderr
+
+
+def test_a_spot_pod_that_is_preempted_before_it_is_there(pod):
+    early = ["error NOT_FOUND", "PROVISIONING", "SUSPENDED"] * 5
+    pod.answer(STATE, *early, "error NOT_FOUND", "ACTIVE")
+    pod.answer(STATUS, "", workers("0"))
+    result = tpu_vm(pod, "all", "--type=v5p-64", "--spot", *RUN)
+    assert result.returncode == 0, result.stderr
+    assert deeds(pod)[:-4] == ["create", "delete"] * 5 + ["create"]
 
 
 def test_logs_stop_and_delete(pod):
@@ -238,10 +263,9 @@ def test_dry_run_prints_all_and_does_nothing(pod, verb):
     assert not (pod.folder / "logs").exists()
     assert TOKEN not in result.stdout
     # The printed lines do what the script would have done.
-    script = result.stdout.replace("git -C", "true git -C")
     pod.answer(STATE, "ACTIVE")
     subprocess.run(
-        ["bash", "-euc", script],
+        ["bash", "-euc", result.stdout],
         env={
             "PATH": f"{pod.folder / 'bin'}:/usr/bin:/bin",
             "STUBS": str(pod.folder),
