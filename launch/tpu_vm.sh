@@ -352,6 +352,8 @@ all() {
         sleep "$poll_s"
       fi
     done
+    # A host may take its neighbours' end for a fault of its own.
+    if [ "$outcome" = 1 ] && is_lost; then outcome=gone; fi
     [ "$outcome" != gone ] || { say "$name is lost"; restarts=0; drop; continue; }
     collect_logs
     finish

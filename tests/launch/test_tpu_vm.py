@@ -184,6 +184,14 @@ def test_a_run_that_fails_by_itself_is_not_retried(pod, verb, status, meaning):
     assert f"error: the run has ended with status {status}, {meaning}" in result.stderr
 
 
+def test_a_bug_on_a_pod_that_is_gone_is_none(pod):
+    pod.answer(STATE, "ACTIVE", "SUSPENDED", "SUSPENDED", "SUSPENDED", "ACTIVE")
+    pod.answer(STATUS, "", workers("1"), "", workers("0"))
+    result = tpu_vm(pod, "all", "--type=v5p-64", *RUN)
+    assert result.returncode == 0, result.stderr
+    assert deeds(pod).count("start") == 2
+
+
 def test_all_again_follows_a_run_that_goes_on(pod):
     pod.answer(STATE, "ACTIVE")
     pod.answer(STATUS, workers("running"), workers("running"), workers("0"))
