@@ -102,7 +102,18 @@ def test_shipped_files_are_package_data(monkeypatch):
             assert path in covered, path
 
 
-@pytest.mark.parametrize("script", ["launch/local.sh", "launch/test.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        *("launch/local.sh", "launch/test.sh", ".ci/run"),
+        *(
+            "launch/tpu_vm.sh",
+            "launch/tpu_worker.sh",
+            "launch/gke.sh",
+            "launch/slurm.sh",
+        ),
+    ],
+)
 def test_scripts_are_valid_and_executable(script):
     assert os.access(ROOT / script, os.X_OK)
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
