@@ -1,6 +1,6 @@
 """Generated objects as files to look at: meshes, views, plans, one page for all.
 
-    FOLDER/<name>/coarse.glb  refined.glb  views.png  plans.json
+    FOLDER/<name>/coarse.glb  refined.glb  views.png  plans.json   (one step: shape.glb)
     FOLDER/views.png          all objects' views on one sheet
     FOLDER/index.html         the same with prompts and plans, for a browser
 
@@ -23,8 +23,6 @@ from ar3d_jax.codec import surface
 from ar3d_jax.errors import writing
 from ar3d_jax.render.sheets import view_sheet
 
-STEPS = ("coarse", "refined")
-
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedObject:
@@ -34,7 +32,7 @@ class GeneratedObject:
         name: its folder; made safe for file systems.
         prompt: the user's text.
         plans: by "global" and "local".
-        logits: by step, [R, R, R] float32.
+        logits: by step ("coarse" and "refined", or "shape" alone), [R, R, R] float32.
         views: by step, [V, H, W, 3] uint8.
         scores: by step and role; empty where nothing was scored.
     """
@@ -62,8 +60,10 @@ def write(folder: Path, objects: Sequence[GeneratedObject]) -> Image.Image:
     with writing(folder):
         for name, thing in zip(names, objects, strict=True):
             _write_object(folder / name, thing)
-        views = np.stack([thing.views[step] for thing in objects for step in STEPS])
-        labels = [thing.label(step) for thing in objects for step in STEPS]
+        views = np.stack(
+            [thing.views[step] for thing in objects for step in thing.logits]
+        )
+        labels = [thing.label(step) for thing in objects for step in thing.logits]
         sheet = view_sheet(views, labels)
         sheet.save(folder / "views.png")
         (folder / "index.html").write_text(_page(names, objects), encoding="utf-8")
@@ -72,11 +72,13 @@ def write(folder: Path, objects: Sequence[GeneratedObject]) -> Image.Image:
 
 def _write_object(folder: Path, thing: GeneratedObject) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for step in STEPS:
+    for step in thing.logits:
         mesh = surface.extract(thing.logits[step])
         surface.to_glb(mesh, folder / f"{step}.glb")
-    views = np.stack([thing.views[step] for step in STEPS])
-    view_sheet(views, [thing.label(step) for step in STEPS]).save(folder / "views.png")
+    views = np.stack([thing.views[step] for step in thing.logits])
+    view_sheet(views, [thing.label(step) for step in thing.logits]).save(
+        folder / "views.png"
+    )
     record = {"prompt": thing.prompt, "plans": thing.plans, "scores": thing.scores}
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / "plans.json").write_text(text + "\n", encoding="utf-8")
@@ -99,9 +101,11 @@ def _folder_names(names: Sequence[str]) -> list[str]:
 def _page(names: Sequence[str], objects: Sequence[GeneratedObject]) -> str:
     rows = "\n".join(
         f"<section><h2>{html.escape(thing.prompt)}</h2>"
-        f'<p><a href="{name}/coarse.glb">coarse.glb</a> '
-        f'<a href="{name}/refined.glb">refined.glb</a></p>'
-        f'<img src="{name}/views.png" alt="coarse above refined">'
+        "<p>"
+        + " ".join(
+            f'<a href="{name}/{step}.glb">{step}.glb</a>' for step in thing.logits
+        )
+        + f'</p><img src="{name}/views.png" alt="{" above ".join(thing.logits)}">'
         + "".join(
             f"<p><b>{which} plan</b> {html.escape(plan)}</p>"
             for which, plan in thing.plans.items()

@@ -4,13 +4,15 @@ Each prompt becomes a folder with `coarse.glb`, `refined.glb`, `views.png` and
 `plans.json`, all of them one page, `index.html` (see `gallery.py`). Without
 `--checkpoint` the shipped tiny policy is used. Meshes are shaded geometry: there is no
 appearance stage yet.
+
+Published models: `--config=configs/higrpo.py:7b`, with `--weights=IvanTang/3DGen-R1
+--one_step` for the paper's one-step model, which writes `shape.glb` alone.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence as Texts
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -39,6 +41,7 @@ from ar3d_jax.models import (
 from ar3d_jax.policy import chat, lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.rollout.two_step import rollout_one_step
 from ar3d_jax.sharding import make_mesh
 
 BATCH = 8  # prompts sampled at once; our choice: fits small machines
@@ -54,6 +57,7 @@ def generate_objects(
     *,
     batch: int,
     group_size: int = 1,
+    one_step: bool = False,
 ) -> list[gallery.GeneratedObject]:
     """One object per prompt, drawn, and scored where `scoring` has scorers.
 
@@ -65,24 +69,19 @@ def generate_objects(
     mesh = jax.sharding.get_mesh().shape
     batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))
-    rollout = roll_out(models, policy, filled, key, cfg, group_size=group_size)
+    sample = _shapes_alone if one_step else _both_steps
+    plans, codes = sample(models, policy, filled, key, cfg, group_size)
     rows = np.arange(len(texts)) * group_size
-    plans = {
-        "global": plan_texts(rollout.coarse, models.tokenizer),
-        "local": plan_texts(rollout.local, models.tokenizer),
-    }
-    codes: dict[Literal["coarse", "refined"], np.ndarray] = {
-        "coarse": shape_codes(rollout.coarse, models.vocab)[rows],
-        "refined": shape_codes(rollout.refined, models.vocab)[rows],
-    }
-    logits: dict[Literal["coarse", "refined"], np.ndarray] = {
-        step: decode_rows(models.codec, tokens, all_rows=True)
+    logits = {
+        step: decode_rows(models.codec, tokens[rows], all_rows=True)
         for step, tokens in codes.items()
     }
     if not hosts.is_first():
         return []
     tickets = {
-        step: scoring.submit(grids, texts, step, keep_views=True)
+        step: scoring.submit(
+            grids, texts, "coarse" if step == "coarse" else "refined", keep_views=True
+        )
         for step, grids in logits.items()
     }
     scores = {step: scoring.collect(ticket)[0] for step, ticket in tickets.items()}
@@ -101,6 +100,42 @@ def generate_objects(
         )
         for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
+
+
+Plans = dict[str, list[str]]  # by which, of each row
+Codes = dict[str, np.ndarray]  # by step, [rows, M]
+
+
+def _both_steps(
+    models: Models,
+    policy: Decoder,
+    texts: list[str],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    group_size: int,
+) -> tuple[Plans, Codes]:
+    rollout = roll_out(models, policy, texts, key, cfg, group_size=group_size)
+    return {
+        "global": plan_texts(rollout.coarse, models.tokenizer),
+        "local": plan_texts(rollout.local, models.tokenizer),
+    }, {
+        "coarse": shape_codes(rollout.coarse, models.vocab),
+        "refined": shape_codes(rollout.refined, models.vocab),
+    }
+
+
+def _shapes_alone(
+    models: Models,
+    policy: Decoder,
+    texts: list[str],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    group_size: int,
+) -> tuple[Plans, Codes]:
+    prompts = chat.encode_direct(models.tokenizer, texts, cfg.prompt_tokens)
+    sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
+    shapes = rollout_one_step(policy, *prompts, cfg, models.vocab, key, **sizes)
+    return {}, {"shape": shape_codes(shapes, models.vocab)}
 
 
 def _number(score: np.floating) -> float | None:
@@ -147,7 +182,12 @@ def load_trained(base: Decoder, config: LoraConfig, folder: Path) -> Decoder:
 
 
 def generate(
-    prompts: list[Prompt], config: Config, checkpoint: Path | None, out: Path
+    prompts: list[Prompt],
+    config: Config,
+    checkpoint: Path | None,
+    out: Path,
+    *,
+    one_step: bool = False,
 ) -> None:
     """Writes the gallery of `prompts` to `out`.
 
@@ -172,7 +212,14 @@ def generate(
                 some = prompts[first : first + batch]
                 key = jax.random.fold_in(jax.random.key(config.seed), first)
                 objects += generate_objects(
-                    models, policy, some, key, config.rollout, scoring, batch=batch
+                    models,
+                    policy,
+                    some,
+                    key,
+                    config.rollout,
+                    scoring,
+                    batch=batch,
+                    one_step=one_step,
                 )
                 progress.update(len(some))
         gallery.write(out, objects)
@@ -183,6 +230,12 @@ def _define_flags() -> None:
     flags.DEFINE_multi_string("prompt", [], "text of one object; may be repeated")
     flags.DEFINE_string("prompts", "", "a .txt, .csv or .jsonl file of prompts")
     flags.DEFINE_string("checkpoint", "", "workdir of a training; else shipped weights")
+    flags.DEFINE_string(
+        "config", "", "without a checkpoint: a FILE.py[:PRESET] of train"
+    )
+    flags.DEFINE_string("weights", "", "with --config: other policy weights")
+    flags.DEFINE_string("codec_weights", "", "with --config: other codec weights")
+    flags.DEFINE_bool("one_step", False, "a shape at once, as 3DGen-R1 was trained")
     flags.DEFINE_string("out", None, "folder to write", required=True)
     flags.DEFINE_integer("seed", 0, "of the sampling", 0)
     flags.DEFINE_integer("fsdp", 1, "devices that share prompts and parameters", 1)
@@ -199,10 +252,33 @@ def main(_: list[str]) -> None:
     if not any(prompt.text.strip() for prompt in prompts):
         raise UserError('no prompt; expected --prompt="a chair" or --prompts=FILE')
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
-    config = checkpoint_config(checkpoint) if checkpoint else Config()
+    config = checkpoint_config(checkpoint) if checkpoint else _untrained(values)
     mesh = MeshConfig(fsdp=values.fsdp, tp=values.tp)  # the training's may be larger
     config = dataclasses.replace(config, seed=values.seed, mesh=mesh)
-    generate(prompts, config, checkpoint, Path(values.out))
+    out = Path(values.out)
+    generate(prompts, config, checkpoint, out, one_step=values.one_step)
+
+
+def _untrained(values: flags.FlagValues) -> Config:
+    """The config of the shipped policy, or of `--config` with other weights.
+
+    Raises:
+        UserError: no such file or preset.
+    """
+    if not values.config:
+        if values.weights or values.codec_weights:
+            raise UserError(
+                "--weights or --codec_weights without --config; expected their sizes "
+                "too: --config=configs/higrpo.py:7b"
+            )
+        return Config()
+    config = from_config_dict(command.load_config_file(values.config), Config)
+    policy, codec = config.policy, config.codec
+    if values.weights:
+        policy = dataclasses.replace(policy, weights=values.weights)
+    if values.codec_weights:
+        codec = dataclasses.replace(codec, weights=values.codec_weights)
+    return dataclasses.replace(config, policy=policy, codec=codec)
 
 
 if __name__ == "__main__":

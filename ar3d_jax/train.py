@@ -129,14 +129,18 @@ def main(config: Config, workdir: str) -> None:
 
         def draw_samples(step: int) -> None:
             key = fold_in_name(run_key, "samples")
-            sizes = {"batch": len(shown), "group_size": 1}
+            batch, group_size = len(shown), 1
             if len(shown) <= config.prompts_per_step:  # compiled already
-                sizes = {
-                    "batch": config.prompts_per_step,
-                    "group_size": config.group_size,
-                }
+                batch, group_size = config.prompts_per_step, config.group_size
             objects = generate_objects(
-                models, state.policy, shown, key, config.rollout, scoring, **sizes
+                models,
+                state.policy,
+                shown,
+                key,
+                config.rollout,
+                scoring,
+                batch=batch,
+                group_size=group_size,
             )
             if not hosts.is_first():
                 return

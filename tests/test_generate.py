@@ -38,6 +38,21 @@ def test_objects_from_a_training_are_the_same_each_time(trained, tmp_path):
     assert (tmp_path / "one" / "index.html").exists()
 
 
+def test_other_weights_and_one_step(weights, tmp_path):
+    """As the paper's published model: no plans, the template alone."""
+    generate(
+        f"--config={weights / 'config.py'}",
+        f"--weights={weights / 'policy'}",
+        "--one_step",
+        "--prompt=a box",
+        f"--out={tmp_path}",
+    )
+    files = {path.name for path in (tmp_path / "a-box").iterdir()}
+    assert files == {"shape.glb", "views.png", "plans.json"}
+    assert json.loads((tmp_path / "a-box/plans.json").read_text())["plans"] == {}
+    assert "shape.glb" in (tmp_path / "index.html").read_text()
+
+
 def test_bad_input_is_one_line_and_status_2(trained, tmp_path):
     latin = tmp_path / "latin.txt"
     latin.write_bytes("ein Stuhl für mich".encode("iso-8859-1"))
@@ -49,6 +64,7 @@ def test_bad_input_is_one_line_and_status_2(trained, tmp_path):
         (out, f"--prompts={latin}"): "UTF-8",
         (out, "--prompt=a box", f"--checkpoint={tmp_path}"): "workdir of python -m",
         (out, "--prompt=a box", "--sede=1"): "sede",
+        (out, "--prompt=a box", "--weights=x/y"): "--weights or --codec_weights",
         (out, "--prompt=a box", "--fsdp=3"): "devices",
         (out, f"--checkpoint={trained}", f"--prompt={'word ' * 400}"): "shorten it",
     }

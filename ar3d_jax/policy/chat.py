@@ -49,12 +49,12 @@ class Prompts:
     low_turn: Any  # T, int32
 
 
-def chat(tokenizer: Tokenizer, prompt: str, instruction: str) -> list[int]:
+def chat(tokenizer: Tokenizer, prompt: str, instruction: str = "") -> list[int]:
     """The user's turn with a prompt, up to where the model's answer begins.
 
     The prompt is plain text: special tokens in it are not read as such.
     """
-    content = f"{TEMPLATE.format(prompt=prompt)}\n{instruction}"
+    content = "\n".join(filter(None, (TEMPLATE.format(prompt=prompt), instruction)))
     return [
         *tokenizer.marked(HEAD),
         *tokenizer.plain(content),
@@ -77,6 +77,28 @@ def encode(tokenizer: Tokenizer, texts: Texts[str], lengths: Texts[int]) -> Prom
         [chat(tokenizer, text, which) for text in texts] for which in (HIGH, LOW)
     )
     needed = [max(map(len, rows)) for rows in zip(high, low, strict=True)]
+    length = _fitting(texts, needed, lengths)
+    return Prompts(
+        *padded(high, length),
+        *padded(low, length),
+        np.asarray(next_turn(tokenizer, LOW), np.int32),
+    )
+
+
+def encode_direct(
+    tokenizer: Tokenizer, texts: Texts[str], lengths: Texts[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of one-step models, which answer with a shape: tokens and valid, [B, T].
+
+    Raises:
+        UserError: as `encode`.
+    """
+    rows = [chat(tokenizer, text) for text in texts]
+    return padded(rows, _fitting(texts, list(map(len, rows)), lengths))
+
+
+def _fitting(texts: Texts[str], needed: Texts[int], lengths: Texts[int]) -> int:
+    """The smallest length that holds what all texts need."""
     longest = int(np.argmax(needed))
     if needed[longest] > lengths[-1]:
         text = texts[longest]
@@ -85,12 +107,7 @@ def encode(tokenizer: Tokenizer, texts: Texts[str], lengths: Texts[int]) -> Prom
             f"prompt {shown!r} has {needed[longest]} tokens with its instruction; "
             f"at most {lengths[-1]} fit: shorten it, or raise rollout.prompt_tokens"
         )
-    length = next(length for length in lengths if length >= needed[longest])
-    return Prompts(
-        *padded(high, length),
-        *padded(low, length),
-        np.asarray(next_turn(tokenizer, LOW), np.int32),
-    )
+    return next(length for length in lengths if length >= needed[longest])
 
 
 def padded(rows: Texts[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

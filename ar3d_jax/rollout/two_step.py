@@ -9,7 +9,8 @@ With chat(x, I) for the prompt and an instruction I as the model's user turn:
 `rollout_coarse` does the first line, `rollout_refined` the others, so that coarse
 shapes can be drawn and scored meanwhile. A prompt is computed once for its G samples,
 and the first line's chat and plan once for both lines that start with them. Each
-function is one jitted program per (prompt length, prompts, G). One segment's loop is in
+function is one jitted program per (prompt length, prompts, G). Models that were trained
+to answer with a shape at once have `rollout_one_step`. One segment's loop is in
 `generate.py`, the sequences' layout in `policy/sequence.py`.
 
 Not in the paper, our choices: a plan that has no end of turn by its last token gets one
@@ -22,7 +23,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from ar3d_jax.config import RolloutConfig
 from ar3d_jax.policy.cache import Cache
@@ -88,6 +89,26 @@ def rollout_refined(
     begin, hidden, cache = run.begin_shape(cache, plan)
     shape = run.shape(cache, hidden, "refined shape", shape_tokens)
     return local, run.sequence(prompt, plan, begin, shape, shape=3)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def rollout_one_step(
+    policy: Decoder,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    cfg: RolloutConfig,
+    vocab: Vocab,
+    key: Key[Array, ""],
+    *,
+    group_size: int,
+    shape_tokens: int,
+) -> Sequence:
+    """Shapes straight from prompts, as one-step models were trained: chat(x) t."""
+    run = _run(policy, cfg, vocab, key)
+    prompt, _, cache = run.prompt(tokens, valid, group_size)
+    begin, hidden, cache = run.begin_shape(cache)
+    shape = run.shape(cache, hidden, "shape", shape_tokens)
+    return run.sequence(prompt, begin, shape, shape=2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,17 @@ def test_batches_are_padded_on_the_left_to_the_smallest_length(built):
             assert not np.diff(valid[row].astype(int)).min() < 0
 
 
+def test_one_step_models_get_the_template_alone(built):
+    (tokens,), (valid,) = chat.encode_direct(built, ["a chair"], (200,))
+    user = chat.TEMPLATE.format(prompt="a chair")
+    assert tokens[valid].tolist() == [
+        *built.marked(chat.HEAD),
+        *built.plain(user),
+        *built.marked(chat.TAIL),
+    ]
+    assert not np.diff(valid.astype(int)).min() < 0
+
+
 def test_a_prompt_that_does_not_fit_is_named(built):
     with pytest.raises(UserError, match=r"prompt 'word word.*\.\.\.' has \d+ tokens"):
         chat.encode(built, ["a chair", "word " * 100], (8, 120))

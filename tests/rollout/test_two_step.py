@@ -9,7 +9,11 @@ from flax import nnx
 from ar3d_jax.config import RolloutConfig
 from ar3d_jax.policy.sequence import sequence_logp
 from ar3d_jax.rollout import generate
-from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+from ar3d_jax.rollout.two_step import (
+    rollout_coarse,
+    rollout_one_step,
+    rollout_refined,
+)
 from ar3d_jax.sharding import make_mesh
 from tests.policy.small_policy import CFG, VOCAB, make_policy, make_prompts
 
@@ -41,6 +45,30 @@ def test_log_probabilities_equal_a_full_forward(mesh):
         np.testing.assert_allclose(
             np.asarray(sequence.logp), np.asarray(logp), rtol=1e-4, atol=1e-4
         )
+
+
+def test_one_step_is_a_prompt_and_a_shape(mesh):
+    policy, prompts = make_policy(), make_prompts()
+    shapes = rollout_one_step(
+        policy,
+        jnp.asarray(prompts.high),
+        jnp.asarray(prompts.high_valid),
+        RUN,
+        VOCAB,
+        jax.random.key(0),
+        group_size=GROUP,
+        shape_tokens=SHAPE,
+    )
+    tokens = np.asarray(shapes.tokens)
+    np.testing.assert_array_equal(tokens[::GROUP, :12], prompts.high)
+    assert (tokens[:, 12] == VOCAB.mesh_start).all()
+    codes = tokens[:, 13:] - VOCAB.codes_start
+    assert codes.shape[1] == SHAPE
+    assert ((codes >= 0) & (codes < VOCAB.codes)).all()
+    logp, _ = LOGP(policy, shapes, vocab=VOCAB)
+    np.testing.assert_allclose(
+        np.asarray(shapes.logp), np.asarray(logp), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_mesh_changes_nothing(rolled):
