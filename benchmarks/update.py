@@ -8,7 +8,8 @@ The configuration is `tiny-qwen2-v1`: a Qwen2-type decoder of 10.95 M parameters
 one prompt, 64 + 1,024 tokens, float32; policy, reference, token-mean clipped loss, KL
 0.01, gradient clipping, AdamW. Both programs load the same weights and tokens:
 
-- ours: `update_step` as `train.py` calls it, whole vocabulary, one micro-batch.
+- ours: `update_step` as `train.py` calls it, whole vocabulary, one micro-batch, with
+  `policy.remat` "attention" as for the 7B policy.
 - peer: `GRPOTrainer._compute_loss` of TRL with `loss_type="bnpo"` (the token mean), its
   reference pass, `backward`, `clip_grad_norm_` and `torch.optim.AdamW`; gradient
   checkpointing off, as it is faster.
@@ -89,7 +90,7 @@ def run_ours(folder: Path) -> dict[str, float]:
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         policy, reference = (
-            hf.load(folder / name, mesh=mesh, dtype=jnp.float32)
+            hf.load(folder / name, mesh=mesh, dtype=jnp.float32, cfg=policy_config())
             for name in ("policy", "reference")
         )
         tokens, rewards = map(jnp.asarray, batch())
@@ -194,22 +195,27 @@ def run_trl(folder: Path) -> dict[str, float]:
     return measured(step)
 
 
+def policy_config():
+    """`tiny-qwen2-v1`."""
+    from ar3d_jax.config import PolicyConfig
+
+    return PolicyConfig(
+        vocab_size=VOCABULARY, width=256, layers=6, heads=8, kv_heads=2, head_size=32,
+        mlp_width=1024, max_positions=2048, remat="attention",
+    )  # fmt: skip
+
+
 def write_weights(folder: Path) -> None:
     """Policy and reference, the same for both programs, as Hugging Face folders."""
     import jax
 
-    from ar3d_jax.config import PolicyConfig
     from ar3d_jax.policy import hf
     from ar3d_jax.policy.decoder import Decoder
     from ar3d_jax.sharding import make_mesh
 
-    cfg = PolicyConfig(
-        vocab_size=VOCABULARY, width=256, layers=6, heads=8, kv_heads=2, head_size=32,
-        mlp_width=1024, max_positions=2048,
-    )  # fmt: skip
     with jax.set_mesh(make_mesh()):
         for seed, name in enumerate(("policy", "reference")):
-            hf.save(Decoder(cfg, jax.random.key(seed)), folder / name)
+            hf.save(Decoder(policy_config(), jax.random.key(seed)), folder / name)
 
 
 def in_a_process(python: str, side: str, folder: Path) -> dict[str, float]:
