@@ -93,6 +93,8 @@ class Program:
         collectives: number by kind, such as "all-gather".
         decode_collectives: those in the decode loop.
         decode_across_hosts: those among them in which several hosts take part.
+        refused: the compiler's words, where it found no way to fit the program; then
+            memory is what these say, without outputs, and collectives are not known.
     """
 
     seconds: float
@@ -103,6 +105,7 @@ class Program:
     collectives: dict[str, int]
     decode_collectives: dict[str, int]
     decode_across_hosts: int
+    refused: str = ""
 
     @property
     def peak(self) -> int:
@@ -126,6 +129,9 @@ def topology_mesh(topology: str, config: Config) -> jax.sharding.Mesh:
         )
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else it asks for a machine's metadata
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU that only one may use
+    # Without these two it complains, at length; what they say does not matter here.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
         devices = topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # the plug-in's own kinds
@@ -187,7 +193,8 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Progra
         ("update", update, (state, reference)),
     ):
         with jax.set_mesh(mesh):
-            yield name, _compile(traced, mesh, everything - _bytes(held))
+            size = _bytes(held)
+            yield name, _compile(traced, mesh, size, everything - size)
 
 
 def _state(config: Config) -> tuple[TrainState, Decoder | None]:
@@ -244,9 +251,20 @@ def _bytes(tree: Any) -> int:
     )
 
 
-def _compile(traced: Any, mesh: jax.sharding.Mesh, resident: int) -> Program:
+def _compile(traced: Any, mesh: jax.sharding.Mesh, held: int, resident: int) -> Program:
+    """`held`: bytes of the state among its arguments; `resident`: of all other."""
     begin = time.perf_counter()
-    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds, words = time.perf_counter() - begin, str(error).splitlines()[0]
+        asked = asked_for(words)
+        if "temporaries" not in words:  # of all that it would hold
+            asked = max(asked - held, 0)
+        return Program(seconds, held, 0, asked, resident, {}, {}, 0, words)
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     kinds, in_decode, across = _collectives(compiled.as_text(), mesh)
@@ -260,6 +278,18 @@ def _compile(traced: Any, mesh: jax.sharding.Mesh, resident: int) -> Program:
         decode_collectives=dict(in_decode),
         decode_across_hosts=across,
     )
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT])\b")
+
+
+def asked_for(words: str) -> int:
+    """Bytes that a program needs, of the compiler's "needs 23.00G, has 15.75G"."""
+    sizes = [
+        float(number) * 2 ** (10 * ("KMGT".index(unit) + 1))
+        for number, unit in _SIZE.findall(words)
+    ]
+    return int(max(sizes, default=0))
 
 
 _KINDS = (
@@ -364,11 +394,13 @@ def _describe(name: str, program: Program) -> str:
     }
     memory = " + ".join(f"{size / GIB:.1f} {part}" for part, size in parts.items())
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(program.collectives.items()))
+    if program.refused:
+        kinds = "refused by the compiler"
     line = (
         f"{name:17} {program.seconds:5.0f} s   peak {program.peak / GIB:5.1f} GiB = "
         f"{memory}; {kinds or 'no collectives'}"
     )
-    if name.startswith("rollout"):
+    if name.startswith("rollout") and not program.refused:
         inside = sum(program.decode_collectives.values())
         line += f"; in the decode loop {inside}"
         line += f", {program.decode_across_hosts} across hosts"
@@ -397,13 +429,16 @@ def main() -> int:
         line = {name: dataclasses.asdict(program) for name, program in found.items()}
         with writing(Path(values.json)):
             Path(values.json).write_text(json.dumps(line, indent=2) + "\n")
-    name, worst = max(found.items(), key=lambda item: item[1].peak)
-    if worst.peak <= room:
+    name, worst = max(
+        found.items(), key=lambda item: (bool(item[1].refused), item[1].peak)
+    )
+    if worst.peak <= room and not worst.refused:
         print(f"fits: {(room - worst.peak) / GIB:.1f} GiB to spare in {name}")
         return 0
+    more = " or more" if worst.refused else ""
     print(
-        f"does not fit: {name} needs {worst.peak / GIB:.1f} GiB, "
-        f"{(worst.peak - room) / GIB:.1f} too much; these would help: "
+        f"does not fit: {name} needs {worst.peak / GIB:.1f} GiB{more}, "
+        f"{max(worst.peak - room, 0) / GIB:.1f}{more} too much; these would help: "
         f"{'; '.join(remedies(name, worst, config))}",
         file=sys.stderr,
     )

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from ar3d_jax import compile_check
-from ar3d_jax.compile_check import Program, remedies, replica_groups
+from ar3d_jax.compile_check import Program, asked_for, remedies, replica_groups
 from ar3d_jax.config import Config, from_config_dict
 from ar3d_jax.errors import UserError
 
@@ -73,6 +73,36 @@ def test_remedies_are_fields_that_would_help():
             owner = getattr(PAPER, section) if section else PAPER
             assert leaf in {f.name for f in dataclasses.fields(owner)}
     assert "--config.mesh.tp=2" in remedies("rollout, coarse", program, PAPER)[0]
+
+
+def test_what_cannot_be_compiled_is_too_large_by_the_compilers_own_account(tmp_path):
+    """7B on four v5e chips: status 1, how much is missing, and what would help."""
+    if not has_compiler():
+        pytest.skip("no TPU compiler: pip install libtpu, or launch/test.sh")
+    command = [sys.executable, "-m", "ar3d_jax.compile_check"]
+    flags = [
+        f"--config={ROOT / 'configs/higrpo.py'}:7b",
+        "--topology=v5e:2x2",
+        "--config.mesh.fsdp=4",
+        f"--json={tmp_path / 'found.json'}",
+    ]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert done.stdout.count("refused by the compiler") == 3
+    [line] = done.stderr.splitlines()
+    assert line.startswith("does not fit: update needs ")
+    assert "or more too much" in line
+    assert "--config.lora.rank=64" in line
+    found = json.loads((tmp_path / "found.json").read_text())["update"]
+    assert found["temporaries"] > 16 * 2**30
+    assert "RESOURCE_EXHAUSTED" in found["refused"]
+
+
+def test_sizes_are_read_from_the_compilers_words():
+    words = "the total memory required (23.00G) exceeds available HBM (15.75G)."
+    assert asked_for(words) == 23 * 2**30
+    assert asked_for("Used 1.5M of 1.0M hbm. Exceeded by 512.0K.") == 1.5 * 2**20
+    assert asked_for("no numbers") == 0
 
 
 @pytest.mark.parametrize("topology", ["v9x:2x2", "nonsense"])
