@@ -71,15 +71,17 @@ def undisturbed(start, tmp_path_factory):
 
 
 def children() -> set[int]:
-    """Processes whose command line names this package's children."""
+    """Children of this file's runs: workers and sidecars, whoever is their parent."""
     found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes()
+            words = (process / "cmdline").read_bytes()
+            ours = b"tests/test_train.py" in (process / "environ").read_bytes()
         except OSError:
             continue
-        if b"stand_in_sidecar" in words or b"ar3d_jax.render.workers" in words:
-            found.add(int(path.parent.name))
+        child = b"stand_in_sidecar" in words or b"ar3d_jax.render.workers" in words
+        if ours and child:
+            found.add(int(process.name))
     return found
 
 
@@ -108,6 +110,7 @@ def test_killed_and_started_again_gives_the_same_numbers(start, undisturbed, tmp
     before = children(), set(os.listdir("/dev/shm"))
     process = start(tmp_path)
     wait_for_line(process, tmp_path, 2)
+    assert children() > before[0]
     process.kill()
     process.communicate()
     process = start(tmp_path)
