@@ -227,24 +227,50 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Equations 9-14."""
+    """Equations 9-14, and what the paper's tables compare them with."""
 
     lam: float = (
         1.0  # lambda of equation 9: refined reward added to the coarse; paper: 1.0
     )
+    lam_end: float = 1.0  # lam moves to this in lam_steps; paper: constant
+    lam_steps: int = 0  # 0: lam stays; our option, to begin with coarse shapes alone
+    advantage_std: str = (
+        "group"  # equation 10; batch: of all rewards; none: Dr. GRPO's, no division
+    )
     clip_low: float = 0.2  # paper: open; DAPO's 0.2
     clip_high: float = 0.28  # decoupled clip, best row of table 2; DAPO's 0.28
-    kl_coef: float = 0.01  # beta of equation 13; paper: 0.01
+    sequence_clip_low: float = 3e-4  # with importance=sequence; GSPO's
+    sequence_clip_high: float = 4e-4  # with importance=sequence; GSPO's
+    dual_clip: float = 0.0  # 0: off; above 1: bounds negative advantages; usual 3
+    kl_coef: float = 0.01  # beta of equation 13; paper: 0.01; 0: no reference at all
     aggregation: str = "token"  # equation 11: tokens of one group averaged, then groups
     importance: str = (
         "token"  # ratio per token (12); sequence: GSPO, one row of table 2
     )
-    updates_per_rollout: int = 1  # paper: 1; only 1 so far
+    correct_mismatch: float = (
+        0.0  # 0: off; C: trainer's old log-probabilities, weights up to C; usual 2
+    )
+    updates_per_rollout: int = 1  # optimiser steps on each batch; paper: 1
+    minibatches: int = 1  # parts of a batch, by prompts, that updates take in turn
     dynamic_sampling: str = "off"  # DAPO's resampling, table 2; only off so far
     max_resample: int = 0  # rounds of dynamic sampling; only 0 so far
     micro_batch: int = (
         16  # rows in one gradient pass: memory only, the result is the same
     )
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """(low, high) of the importance that is used."""
+        if self.importance == "sequence":
+            return self.sequence_clip_low, self.sequence_clip_high
+        return self.clip_low, self.clip_high
+
+    def lam_at(self, step: int) -> float:
+        """Lambda of equation 9 at an optimiser step: a straight line to `lam_end`."""
+        if not self.lam_steps:
+            return self.lam
+        share = min(step / self.lam_steps, 1.0)
+        return self.lam + share * (self.lam_end - self.lam)
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -256,11 +282,8 @@ class ObjectiveConfig:
             "sequence",
         )
         _choice("objective.importance", self.importance, "token", "sequence")
-        _require(
-            self.updates_per_rollout == 1,
-            "objective.updates_per_rollout",
-            self.updates_per_rollout,
-            "1 (more is not built yet)",
+        _choice(
+            "objective.advantage_std", self.advantage_std, "group", "batch", "none"
         )
         _choice("objective.dynamic_sampling", self.dynamic_sampling, "off")
         _require(
@@ -269,18 +292,34 @@ class ObjectiveConfig:
             self.max_resample,
             "0 (dynamic sampling is not built yet)",
         )
+        for name in ("micro_batch", "updates_per_rollout", "minibatches"):
+            value = getattr(self, name)
+            _require(value >= 1, f"objective.{name}", value, "1 or more")
         _require(
-            self.micro_batch >= 1,
-            "objective.micro_batch",
-            self.micro_batch,
-            "1 row or more",
+            self.updates_per_rollout % self.minibatches == 0,
+            "objective.updates_per_rollout",
+            self.updates_per_rollout,
+            f"a multiple of objective.minibatches={self.minibatches}: every prompt is "
+            "learnt from equally often",
         )
+        for name in ("", "sequence_"):
+            low = getattr(self, f"{name}clip_low")
+            high = getattr(self, f"{name}clip_high")
+            _require(
+                0 <= low < 1 and high >= 0,
+                f"objective.{name}clip_low/{name}clip_high",
+                (low, high),
+                f"0 <= {name}clip_low < 1 and {name}clip_high >= 0",
+            )
         _require(
-            0 <= self.clip_low < 1 and self.clip_high >= 0,
-            "objective.clip_low/clip_high",
-            (self.clip_low, self.clip_high),
-            "0 <= clip_low < 1 and clip_high >= 0",
+            self.dual_clip == 0 or self.dual_clip > 1,
+            "objective.dual_clip",
+            self.dual_clip,
+            "0 (off) or a number above 1",
         )
+        for name in ("kl_coef", "correct_mismatch", "lam_steps"):
+            value = getattr(self, name)
+            _require(value >= 0, f"objective.{name}", value, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
