@@ -282,9 +282,7 @@ class ObjectiveConfig:
             "sequence",
         )
         _choice("objective.importance", self.importance, "token", "sequence")
-        _choice(
-            "objective.advantage_std", self.advantage_std, "group", "batch", "none"
-        )
+        _choice("objective.advantage_std", self.advantage_std, "group", "batch", "none")
         _choice("objective.dynamic_sampling", self.dynamic_sampling, "off")
         _require(
             self.max_resample == 0,

@@ -37,8 +37,11 @@ from ar3d_jax.higrpo.update import (
     ScoredRollouts,
     from_saved,
     init_state,
+    minibatches,
+    over_updates,
     to_save,
     update_step,
+    with_trainer_logp,
 )
 from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, NoLog, RunLog
 from ar3d_jax.models import Models, decode_rows, load_models, shape_codes
@@ -91,9 +94,15 @@ def main(config: Config, workdir: str) -> None:
         models = load_models(config, mesh)
         _check_prompts(models, source, config)
         run_key = jax.random.key(config.seed)
-        reference = None if config.lora.rank else models.policy
+        update_key = fold_in_name(run_key, "updates")
+        keep = bool(config.objective.kl_coef and not config.lora.rank)
+        reference = models.policy if keep else None
         state = init_state(
-            models.policy, optim=config.optim, lora_config=config.lora, key=run_key
+            models.policy,
+            optim=config.optim,
+            lora_config=config.lora,
+            key=run_key,
+            keep=keep,
         )
 
         # --- Checkpoint, scorers, log -------------------------------------------------
@@ -195,7 +204,7 @@ def main(config: Config, workdir: str) -> None:
                 refined_scores = hosts.gather(refined_scores, len(per_row))
             weights = to_dict(config.rewards.weights)
             rewards = total_rewards(
-                coarse_scores, refined_scores, weights, config.objective.lam
+                coarse_scores, refined_scores, weights, config.objective.lam_at(step)
             )
             by_step = dict(zip(("coarse", "refined"), rewards, strict=True))
 
@@ -208,15 +217,25 @@ def main(config: Config, workdir: str) -> None:
                         for name, reward in by_step.items()
                     },
                 )
-                state, metrics = update_step(
-                    state,
-                    reference,
-                    rollouts,
-                    vocab=models.vocab,
-                    objective=config.objective,
-                    optim=config.optim,
-                )
-                metrics = jax.device_get(metrics)
+                if config.objective.correct_mismatch:
+                    rollouts = with_trainer_logp(
+                        rollouts, state.policy, models.vocab, config.objective
+                    )
+                updates = []
+                for chosen in minibatches(
+                    config.objective, len(texts), jax.random.fold_in(update_key, step)
+                ):
+                    state, metrics = update_step(
+                        state,
+                        reference,
+                        rollouts,
+                        chosen,
+                        vocab=models.vocab,
+                        objective=config.objective,
+                        optim=config.optim,
+                    )
+                    updates.append(metrics)
+                metrics = over_updates(jax.device_get(updates))
 
             # Log and save.
             sampled = [hosts.everywhere(s.sampled) for s in (coarse, local, refined)]

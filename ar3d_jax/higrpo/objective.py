@@ -57,8 +57,8 @@ class StepTokens:
     """What the loss needs of one generation step's tokens, beside the policy's logp.
 
     Attributes:
-        logp_old: log-probabilities under the policy before this rollout's updates, nats:
-            as the sampler had them, or as the trainer has.
+        logp_old: log-probabilities before this rollout's updates, nats: as the sampler
+            had them, or as the trainer has.
         advantages: one number per rollout.
         weights: `token_weights` of the complete batch; 0 where nothing is learnt.
         logp_sampler: the sampler's, where `logp_old` is the trainer's.
