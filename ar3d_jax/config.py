@@ -370,6 +370,9 @@ class RewardsConfig:
 
     scorers: ScorersConfig = ScorersConfig()  # scorer per role
     weights: WeightsConfig = WeightsConfig()  # weight per step and role
+    normalise_scores: bool = (
+        False  # each score by its group before they are added up; paper: the raw sum
+    )
     ensemble: str = "both"  # Hi-GRPO scores both steps; one-step variants come later
     backend: str = "local"  # scorers live in this host's sidecar
     on_failure: str = (

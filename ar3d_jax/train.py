@@ -204,7 +204,11 @@ def main(config: Config, workdir: str) -> None:
                 refined_scores = hosts.gather(refined_scores, len(per_row))
             weights = to_dict(config.rewards.weights)
             rewards = total_rewards(
-                coarse_scores, refined_scores, weights, config.objective.lam_at(step)
+                coarse_scores,
+                refined_scores,
+                weights,
+                config.objective.lam_at(step),
+                normalise=config.group_size * config.rewards.normalise_scores,
             )
             by_step = dict(zip(("coarse", "refined"), rewards, strict=True))
 

@@ -78,8 +78,8 @@ class ScoredRollouts:
         sequences: by step, `coarse` and `refined`: the sequences whose sampled tokens
             belong to that step, each of B * G rows, prompt-major.
         rewards: by step, float [B, G]; NaN where a score is missing.
-        logp_old: by step, the trainer's log-probabilities [B * G, T] before any update, of
-            `with_trainer_logp`; None: the sampler's count.
+        logp_old: by step, the trainer's log-probabilities [B * G, T] before any update,
+            of `with_trainer_logp`; None: the sampler's count.
     """
 
     sequences: dict[str, tuple[Sequence, ...]]
