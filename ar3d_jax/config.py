@@ -377,16 +377,30 @@ class RenderConfig:
 
     views: int = 6  # paper: six views, for rewards and for evaluation
     size: int = 224  # pixels along one side; paper: open; the scorers' input size
-    pitch_deg: float = 30.0  # elevation; paper: open
+    cameras: str = "ring"  # ring, hammersley (a sphere of views), or a transforms.json
+    pitch_deg: float = 30.0  # elevation of the ring; paper: open
     radius: float = 2.0  # camera distance, object's longest side = 1; TRELLIS's
     fov_deg: float = 40.0  # TRELLIS's
+    background: str = "white"  # or black; paper: open; judges differ, white is usual
+    light: str = "shoulder"  # or camera: straight from the lens, as the paper's script
+    colours: bool = False  # draw a mesh file's own colours; else light grey
+    max_faces: int = 5_000_000  # a mesh file with more is refused; our choice: 10 s
     workers: int = 2  # drawing processes; one per core
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.views >= 1, "render.views", self.views, "1 or more")
-        _require(self.workers >= 1, "render.workers", self.workers, "1 or more")
+        for name in ("views", "workers", "max_faces"):
+            value = getattr(self, name)
+            _require(value >= 1, f"render.{name}", value, "1 or more")
         _require(self.size >= 16, "render.size", self.size, "16 pixels or more")
+        _choice("render.background", self.background, "white", "black")
+        _choice("render.light", self.light, "shoulder", "camera")
+        _require(
+            self.cameras in ("ring", "hammersley") or self.cameras.endswith(".json"),
+            "render.cameras",
+            self.cameras,
+            "ring, hammersley or the path of a transforms.json",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,10 +476,14 @@ class EvaluationConfig:
     prompts: int = (
         4  # fixed held-out prompts drawn into samples/; our choice: one screen
     )
+    judged: int = 48  # fixed held-out prompts that the judge sees; our choice: seconds
+    keep_best: bool = True  # the checkpoint that the judge likes best stays, as best/
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.prompts >= 1, "evaluation.prompts", self.prompts, "1 or more")
+        for name in ("prompts", "judged"):
+            value = getattr(self, name)
+            _require(value >= 1, f"evaluation.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -575,6 +593,91 @@ class Config:
                     value,
                     f"a multiple of {axis}={devices}: devices share it",
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureWeightsConfig:
+    """Where each feature set's network is: a file, a folder, or a Hugging Face id."""
+
+    embedded: str = "embedded"  # the shipped judge: never a reward
+    clip_b32: str = "openai/clip-vit-base-patch32"  # the paper's public script: B/32
+    clip_l14: str = "openai/clip-vit-large-patch14"  # TRELLIS, as others rebuilt it
+    dinov2_b14: str = "facebook/dinov2-base"  # the paper's public script
+    dinov2_l14: str = "facebook/dinov2-large"  # dgm-eval's; TRELLIS: open
+    inception: str = ""  # pt_inception-2015-12-05-6726825d.pth, of pytorch-fid
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """The networks that look at an evaluation's pictures, and their process."""
+
+    sets: tuple[str, ...] = ("embedded",)  # what is measured; each costs its time
+    weights: FeatureWeightsConfig = FeatureWeightsConfig()  # of each set
+    threads: int = 2  # torch threads of the process; our choice
+    device: str = "auto"  # auto: a GPU where there is one; cpu, cuda
+    points: int = 4096  # surface points per object for Chamfer and F-score
+    deadline_s: float = 36_000.0  # for all objects; then missing
+
+    def __post_init__(self) -> None:
+        """Raises UserError for sets that do not exist."""
+        known = [field.name for field in dataclasses.fields(FeatureWeightsConfig)]
+        for name in self.sets:
+            _choice("features.sets", name, *known)
+        _require(
+            bool(self.sets) and len(set(self.sets)) == len(self.sets),
+            "features.sets",
+            self.sets,
+            f"one or more different ones of {', '.join(known)}",
+        )
+        _choice("features.device", self.device, "auto", "cpu", "cuda")
+        for name in ("threads", "points"):
+            value = getattr(self, name)
+            _require(value >= 1, f"features.{name}", value, "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation, `evaluate.py`."""
+
+    preset: str = "tiny"  # which preset of the config file this came from
+    benchmark: str = "catalog"  # catalog, reasoning249, toys4k, mme3dr
+    data: str = ""  # toys4k: its folder; mme3dr: the annotation file
+    count: int = 0  # of the benchmark's objects, the first; 0: all
+    protocol: str = "trellis"  # or eval_py_compat, the public script's numbers
+    size: int = 224  # pixels of a picture; trellis: 512; the embedded judge sees 112
+    seeds: tuple[int, ...] = (0,)  # one object per prompt and seed; paper: open
+    batch: int = 16  # prompts sampled at once; our choice
+    features: FeaturesConfig = FeaturesConfig()  # networks
+    workers: int = 2  # drawing processes; one per core
+    colours: bool = False  # draw mesh files in their own colours; else grey geometry
+    up: str = "y"  # the up axis of the files in --meshes; glTF says y
+    max_faces: int = 5_000_000  # a file with more is refused; our choice: 10 s
+    kd_subsets: int = 100  # random subsets of the kernel distance; dgm-eval's
+    kd_subset_size: int = 1000  # vectors in each, or all there are; dgm-eval's
+    resamples: int = 200  # bootstrap over objects for standard errors; our choice
+    shown: int = 6  # best and worst objects in the report; our choice
+    mesh: MeshConfig = MeshConfig()  # devices that sample
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        names = ("catalog", "reasoning249", "toys4k", "mme3dr")
+        _choice("benchmark", self.benchmark, *names)
+        _choice("protocol", self.protocol, "trellis", "eval_py_compat")
+        _choice("up", self.up, "y", "z")
+        _require(self.count >= 0, "count", self.count, "0 (all) or more")
+        _require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            "seeds",
+            self.seeds,
+            "one or more different numbers",
+        )
+        _require(self.resamples >= 2, "resamples", self.resamples, "2 or more")
+        _require(
+            self.kd_subset_size >= 2, "kd_subset_size", self.kd_subset_size, "2 or more"
+        )
+        for name in ("size", "batch", "workers", "max_faces", "kd_subsets", "shown"):
+            value = getattr(self, name)
+            _require(value >= 1, name, value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
