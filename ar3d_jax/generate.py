@@ -69,7 +69,7 @@ def generate_objects(
     mesh = jax.sharding.get_mesh().shape
     batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))
-    sample = _shapes_alone if one_step else _both_steps
+    sample = sample_at_once if one_step else sample_both_steps
     plans, codes = sample(models, policy, filled, key, cfg, group_size)
     rows = np.arange(len(texts)) * group_size
     logits = {
@@ -106,14 +106,19 @@ Plans = dict[str, list[str]]  # by which, of each row
 Codes = dict[str, np.ndarray]  # by step, [rows, M]
 
 
-def _both_steps(
+def sample_both_steps(
     models: Models,
     policy: Decoder,
     texts: list[str],
     key: jax.Array,
     cfg: RolloutConfig,
-    group_size: int,
+    group_size: int = 1,
 ) -> tuple[Plans, Codes]:
+    """Plans and coarse and refined shapes of each text; all hosts get all of them.
+
+    Raises:
+        UserError: a text is too long.
+    """
     rollout = roll_out(models, policy, texts, key, cfg, group_size=group_size)
     return {
         "global": plan_texts(rollout.coarse, models.tokenizer),
@@ -124,14 +129,19 @@ def _both_steps(
     }
 
 
-def _shapes_alone(
+def sample_at_once(
     models: Models,
     policy: Decoder,
     texts: list[str],
     key: jax.Array,
     cfg: RolloutConfig,
-    group_size: int,
+    group_size: int = 1,
 ) -> tuple[Plans, Codes]:
+    """A shape of each text, without a plan, as the paper's published model answers.
+
+    Raises:
+        UserError: a text is too long.
+    """
     prompts = chat.encode_direct(models.tokenizer, texts, cfg.prompt_tokens)
     sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
     shapes = rollout_one_step(policy, *prompts, cfg, models.vocab, key, **sizes)

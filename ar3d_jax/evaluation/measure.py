@@ -17,13 +17,16 @@ from tqdm import tqdm
 
 from ar3d_jax.codec import voxels
 from ar3d_jax.config import FeaturesConfig, RenderConfig, to_dict
+from ar3d_jax.errors import writing
 from ar3d_jax.evaluation import geometry, record
 from ar3d_jax.evaluation.record import Record
 from ar3d_jax.render import meshes
+from ar3d_jax.render.sheets import view_sheet
 from ar3d_jax.rewards.measuring import Measured, Measuring
 
 CHUNK = 16  # meshes handed over at a time
 AHEAD = 2  # chunks under way: the processes never wait for this one
+PICTURE = 224  # pixels of a view in the picture of an object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +36,10 @@ class Wanted:
     Attributes:
         mesh: its file.
         caption: what the networks with a text side are told.
-        up: its up axis, "y" or "z".
     """
 
     mesh: Path
     caption: str
-    up: str = "y"
 
 
 def measure(
@@ -49,9 +50,12 @@ def measure(
     networks: Mapping[str, str],
     folder: Path,
     logs: Path,
+    up: str,
     title: str,
 ) -> list[Record]:
     """The records of all meshes, in order; those in `folder` are not made again.
+
+    A picture of each, every second view, is beside its record.
 
     Args:
         wanted: the meshes.
@@ -60,12 +64,13 @@ def measure(
         networks: the file or folder of each set's network.
         folder: where records are kept.
         logs: where the processes write theirs.
+        up: the files' up axis, "y" or "z".
         title: of the progress bar.
 
     Raises:
         UserError: a process cannot start or failed for good; the disk is full.
     """
-    settings = _settings(render, features, networks)
+    settings = {**_settings(render, features, networks), "up": up}
     paths = [_place(item, settings, folder) for item in wanted]
     found = [record.load(path) if path else None for path in paths]
     todo = {
@@ -78,7 +83,9 @@ def measure(
         if todo:
             slots = AHEAD * CHUNK
             with Measuring(render, features, dict(networks), slots, logs) as measuring:
-                for path, made in _measured(todo, render, measuring):
+                for path, made, views in _measured(todo, render, measuring, up):
+                    if views is not None:
+                        _save_picture(views, path.with_suffix(".png"))
                     record.save(made, path)
                     fresh[path] = made
                     bar.update()
@@ -102,24 +109,27 @@ def _settings(
 def _place(item: Wanted, settings: Mapping[str, Any], folder: Path) -> Path | None:
     """The file of a mesh's record; None for a mesh that cannot be read at all."""
     try:
-        name = record.key(item.mesh, item.caption, {**settings, "up": item.up})
+        name = record.key(item.mesh, item.caption, settings)
     except OSError:
         return None
     return folder / f"{name}.npz"
 
 
+Made = tuple[Path, Record, np.ndarray | None]  # with its views, where it has any
+
+
 def _measured(
-    todo: Mapping[Path, Wanted], render: RenderConfig, measuring: Measuring
-) -> Iterator[tuple[Path, Record]]:
-    """(path, record) of each; while a chunk's geometry is computed, it is drawn."""
-    under_way: collections.deque[tuple[Any, list[Path], list[Shape]]]
+    todo: Mapping[Path, Wanted], render: RenderConfig, measuring: Measuring, up: str
+) -> Iterator[Made]:
+    """Each record; while a chunk is drawn and seen, its geometry is computed."""
+    under_way: collections.deque[tuple[Any, list[Path], list[Shape | None]]]
     under_way = collections.deque()
 
-    def finish() -> Iterator[tuple[Path, Record]]:
-        ticket, paths, shapes = under_way.popleft()
+    def finish() -> Iterator[Made]:
+        ticket, some, shapes = under_way.popleft()
         answers = measuring.collect(ticket)
-        for path, shape, answer in zip(paths, shapes, answers, strict=True):
-            yield path, _join(shape, answer)
+        for path, shape, answer in zip(some, shapes, answers, strict=True):
+            yield path, _join(shape, answer), answer.views
 
     paths = list(todo)
     for first in range(0, len(paths), CHUNK):
@@ -128,9 +138,10 @@ def _measured(
         ticket = measuring.submit(
             [item.mesh for item in items],
             [item.caption for item in items],
-            ups=[item.up for item in items],
+            up=up,
+            keep_views=True,
         )
-        shapes = [_look_at(item, render.max_faces) for item in items]
+        shapes = [_look_at(item.mesh, up, render.max_faces) for item in items]
         under_way.append((ticket, some, shapes))
         if len(under_way) == AHEAD:
             yield from finish()
@@ -146,10 +157,10 @@ class Shape:
     packed: np.ndarray
 
 
-def _look_at(item: Wanted, max_faces: int) -> Shape | None:
+def _look_at(path: Path, up: str, max_faces: int) -> Shape | None:
     """None for a file that is no mesh: the worker that cannot draw it says why."""
     try:
-        mesh = meshes.load(item.mesh, up=item.up, max_faces=max_faces)
+        mesh = meshes.load(path, up=up, max_faces=max_faces)
     except ValueError:
         return None
     grid = voxels.voxelize(mesh.vertices, mesh.faces, record.RESOLUTION)
@@ -167,3 +178,13 @@ def _join(shape: Shape | None, answer: Measured) -> Record:
         packed=shape.packed,
         health=shape.health,
     )
+
+
+def _save_picture(views: np.ndarray, path: Path) -> None:
+    """Every second view in a row, for people; written before the record is."""
+    sheet = view_sheet(views[None, :: max(1, len(views) // 4)][:, :4])
+    if sheet.width > 4 * PICTURE:
+        sheet = sheet.resize((4 * PICTURE, PICTURE))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)

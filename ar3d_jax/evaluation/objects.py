@@ -102,6 +102,24 @@ def write(
         os.replace(unfinished, place)
 
 
+def write_failure(
+    folder: Path, seed: int, item: Item, steps: Sequence[str], reason: str
+) -> None:
+    """Writes that an item cannot be sampled, so that it is counted.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    place = folder_of(folder, seed, item)
+    record = {"id": item.id, "prompt": item.caption, "plans": {}, "failure": reason}
+    record["codes"] = {step: [] for step in steps}
+    with writing(folder):
+        place.mkdir(parents=True, exist_ok=True)
+        unfinished = place / ".object.json"
+        unfinished.write_text(json.dumps(record, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(unfinished, place / "object.json")
+
+
 def missing(folder: Path, seed: int, items: Sequence[Item]) -> bool:
     """Whether any of the items has no object with this seed yet."""
     return not all(folder_of(folder, seed, item).is_dir() for item in items)
@@ -138,15 +156,12 @@ def _read_one(place: Path, seed: int, item: Item) -> Generated:
             f"now asks for {item.caption!r}; choose another --workdir"
         )
     found = {step: place / f"{step}.glb" for step in steps}
+    reason = record.get("failure", "an empty object: no voxel is set")
     return Generated(
         item,
         seed,
         meshes={step: path for step, path in found.items() if path.exists()},
-        failures={
-            step: "an empty object: no voxel is set"
-            for step, path in found.items()
-            if not path.exists()
-        },
+        failures={step: reason for step, path in found.items() if not path.exists()},
         plans=record.get("plans", {}),
         codes=record.get("codes", {}),
     )

@@ -12,6 +12,7 @@ not what its tables are said to hold: see `eval_py.py`.
 import dataclasses
 
 from ar3d_jax.config import EvalConfig, RenderConfig
+from ar3d_jax.evaluation import eval_py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Protocol:
     every: int
     generated_up: str
     notes: tuple[str, ...]
+
+    def caption(self, text: str) -> str:
+        """What the networks are told of an object."""
+        return text if self.name == "trellis" else eval_py.compat_caption(text)
+
+    def up(self, axis: str) -> str:
+        """The up axis that a generated file with this one is read with."""
+        return self.generated_up or axis
 
 
 def of(config: EvalConfig) -> Protocol:
