@@ -140,11 +140,14 @@ def _compared(source: str, values: flags.FlagValues) -> list[System]:
 
 
 def _trained(folder: Path, values: flags.FlagValues) -> System:
+    """The policy of a training; its step is part of what it is."""
     config = checkpoint_config(folder)
-    which = " (best)" if values.best else ""
+    kept = folder / ("best" if values.best else "checkpoints")
+    steps = [int(path.name) for path in kept.glob("*") if path.name.isdigit()]
+    name = _folder_name(folder)
     return System(
-        _folder_name(folder) + which.replace(" ", "-"),
-        f"{folder}{which}",
+        f"{name}-best" if values.best else name,
+        f"{folder}, step {max(steps)}" if steps else f"{folder}",
         checkpoint=folder,
         config=config,
         best=values.best,
@@ -388,7 +391,9 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
         )
         for system, (generated, strangers) in zip(systems, answers, strict=True)
     ]
-    found = summary.summarise(benchmark, references, scored, truth, look, config)
+    found = summary.summarise(
+        benchmark, references, scored, truth, look, config, workdir
+    )
     report.write(workdir, found)
     print(summary.in_one_line(found))
     print(

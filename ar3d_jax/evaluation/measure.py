@@ -90,9 +90,16 @@ def measure(
                     fresh[path] = made
                     bar.update()
     return [
-        there or (fresh[path] if path else Record(failure="no such file"))
+        _with_picture(there or fresh[path], path)
+        if path
+        else Record(failure="no such file")
         for there, path in zip(found, paths, strict=True)
     ]
+
+
+def _with_picture(of: Record, path: Path) -> Record:
+    picture = path.with_suffix(".png")
+    return dataclasses.replace(of, picture=str(picture) if picture.exists() else "")
 
 
 def _settings(

@@ -36,6 +36,7 @@ class Record:
         points: [n, 3] float32, on the surface.
         packed: surface voxels, as `codec.voxels.pack` writes them.
         health: `geometry.health`'s numbers by name.
+        picture: the file that shows it, or ""; not kept in the record's own.
     """
 
     failure: str = ""
@@ -49,6 +50,7 @@ class Record:
         default_factory=lambda: np.zeros(RESOLUTION**3 // 8, np.uint8)
     )
     health: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    picture: str = ""
 
     @property
     def voxels(self) -> np.ndarray:

@@ -9,7 +9,9 @@ counted, never a 0. The dict that comes out is what `report.py` shows.
 import collections
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,9 +72,11 @@ class Summary:
         truth: Mapping[str, Record],
         look: Protocol,
         config: EvalConfig,
+        folder: Path,
     ) -> None:
         """`truth` are records of real objects by id, of the benchmark or borrowed."""
         self.benchmark, self.look, self.config = benchmark, look, config
+        self.folder = folder
         self.truth = {name: of for name, of in truth.items() if not of.failure}
         self.sets = config.features.sets
         self.compat = look.name == "eval_py_compat"
@@ -192,6 +196,7 @@ def summarise(
     truth: Mapping[str, Record],
     look: Protocol,
     config: EvalConfig,
+    folder: Path,
 ) -> dict[str, Any]:
     """The report of an evaluation.
 
@@ -202,9 +207,10 @@ def summarise(
         truth: by id, the records of the references' real objects.
         look: the protocol.
         config: of the evaluation.
+        folder: where the report will be; its files are named from there.
     """
     own = references is benchmark
-    shared = Summary(benchmark, truth, look, config)
+    shared = Summary(benchmark, truth, look, config, folder)
     asked = {
         item.id: shared.truth.get(item.id) if own else None for item in benchmark.items
     }
@@ -216,8 +222,9 @@ def summarise(
     notes = list(benchmark.notes)
     if not own:
         notes.append(
-            f"it has no real objects: KD and FD compare with those of {references.name}, "
-            "so they tell systems apart, and are no distance to this benchmark's objects"
+            f"it has no real objects: KD and FD compare with those of "
+            f"{references.name}; they tell systems apart, and are no distance to this "
+            "benchmark's objects"
         )
     missing = [name for name, of in truth.items() if of.failure]
     if missing:
@@ -291,7 +298,7 @@ def _system(shared: Summary, system: Scored, values: ByStep) -> dict[str, Any]:
         }
         if any(categories)
         else {},
-        "objects": _objects(system, values),
+        "objects": _objects(shared, system, values),
     }
 
 
@@ -349,7 +356,7 @@ def _over_seeds(values: Sequence[float]) -> Statistic:
     return {"mean": float(np.mean(values)), "error": error, "n": len(values)}
 
 
-def _objects(system: Scored, values: ByStep) -> list[dict[str, Any]]:
+def _objects(shared: Summary, system: Scored, values: ByStep) -> list[dict[str, Any]]:
     rows = {
         step: {k: iter(some) for k, some in of.items()} for step, of in values.items()
     }
@@ -357,8 +364,10 @@ def _objects(system: Scored, values: ByStep) -> list[dict[str, Any]]:
     for thing, records in zip(system.objects, system.records, strict=True):
         steps = {
             step: {
-                "mesh": str(thing.meshes[step]),
-                "views": record.views,
+                "mesh": os.path.relpath(thing.meshes[step], shared.folder),
+                "views": os.path.relpath(record.picture, shared.folder)
+                if record.picture
+                else None,
                 "values": next(rows[step][thing.item.id]),
             }
             for step, record in records.items()
@@ -402,7 +411,7 @@ def _real(shared: Summary, references: Benchmark) -> dict[str, Any]:
             }
         },
         "categories": {},
-        "objects": _objects(system, values),
+        "objects": _objects(shared, system, values),
     }
 
 
