@@ -50,6 +50,41 @@ def _small(rows):
     return rows if len(rows) <= rows.shape[1] else np.linalg.qr(rows, mode="r")
 
 
+def influence(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """How much each vector pulls at FD: its change per weight moved to that vector.
+
+    The derivatives along the weights of all vectors, each set's summing to 0, that a
+    standard error is made of (`uncertainty.py`). With X Y' = U S V', the derivative of
+    the sum of its singular values along the weight 1/n of row i is n/2 (U S U')_ii;
+    moving the means adds nothing, as U is orthogonal to the weights.
+    """
+    (mean_x, rows_x), (mean_y, rows_y) = centred(x), centred(y)
+    basis_x, small_x = _factors(rows_x)
+    basis_y, small_y = _factors(rows_y)
+    left, values, right = np.linalg.svd(small_x @ small_y.T, full_matrices=False)
+    left = left if basis_x is None else basis_x @ left
+    right = right.T if basis_y is None else basis_y @ right.T
+
+    def pull(rows, vectors, shift):
+        n = len(rows)
+        overlap = np.square(vectors) @ values
+        found = n * (np.square(rows).sum(axis=1) - overlap)
+        found += 2 * np.sqrt(n - 1) * rows @ shift
+        return found - found.mean()
+
+    shift = mean_x - mean_y
+    return pull(rows_x, left, shift), pull(rows_y, right, -shift)
+
+
+def _factors(rows):
+    """Q (None: identity) and `_small(rows)`, whose product the rows are."""
+    if len(rows) <= rows.shape[1]:
+        return None, rows
+    return np.linalg.qr(rows)
+
+
 def sample_warning(n: int, d: int) -> str | None:
     """One line where n vectors are too few for an FD in d dimensions, or None.
 

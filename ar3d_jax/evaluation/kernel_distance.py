@@ -75,6 +75,34 @@ def _sums(x, y, in_x, in_y):
     return total
 
 
+def influence(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """How much each vector pulls at the discrepancy of the whole sets (not x 100).
+
+    The derivatives along the weights of all vectors, each set's summing to 0, that a
+    standard error is made of (`uncertainty.py`): twice what the vector's mean kernel
+    value with its own set exceeds that with the other by, less the mean over the set.
+    """
+    within_x = _margins(x, x)[0] - self_kernel(x) / len(x)
+    within_y = _margins(y, y)[0] - self_kernel(y) / len(y)
+    across_x, across_y = _margins(x, y)
+    pull_x = 2 * (within_x * len(x) / (len(x) - 1) - across_x)
+    pull_y = 2 * (within_y * len(y) / (len(y) - 1) - across_y)
+    return pull_x - pull_x.mean(), pull_y - pull_y.mean()
+
+
+def _margins(x, y):
+    """Each vector's mean kernel value with the other set: [n], [m]."""
+    step = max(1, CHUNK // len(y))
+    of_x, of_y = np.zeros(len(x)), np.zeros(len(y))
+    for start in range(0, len(x), step):
+        values = kernel(x[start : start + step], y)
+        of_x[start : start + step] = values.mean(axis=1)
+        of_y += values.sum(axis=0)
+    return of_x, of_y / len(x)
+
+
 def kernel(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
 ) -> Float[np.ndarray, "n m"]:
