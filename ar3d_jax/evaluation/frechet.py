@@ -47,7 +47,9 @@ def centred(
 
 def _small(rows):
     """Rows with the same product X'X, at most d of them."""
-    return rows if len(rows) <= rows.shape[1] else np.linalg.qr(rows, mode="r")
+    if len(rows) <= rows.shape[1]:
+        return rows
+    return np.asarray(np.linalg.qr(rows, mode="r"))
 
 
 def influence(
