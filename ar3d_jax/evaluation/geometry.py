@@ -62,8 +62,9 @@ def f_score(
 ) -> float:
     """Harmonic mean of the shares of points within `threshold` of the other set.
 
-    Tatarchenko et al. 2019, who put the threshold at a hundredth or more of the longest
-    side; 0.02 is our choice: 2,000 points of a surface lie about so far apart.
+    Tatarchenko et al. 2019, with 0.01. 0.02 is our choice, as few points cannot tell
+    less: two samples of N points of one surface of area A score 1 - exp(-pi N
+    threshold^2 / A) and no more, 0.81 with 4,096 points of a ball.
 
     Args:
         p: points of one surface.
