@@ -24,6 +24,8 @@ import numpy as np
 import trimesh
 from jaxtyping import Float
 from PIL import Image
+from trimesh.exchange import gltf
+from trimesh.resolvers import FilePathResolver
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from ar3d_jax.codec.surface import Mesh
@@ -81,7 +83,8 @@ def load(
     path = pathlib.Path(path)
     try:
         refuse_large(path, max_faces)
-        parts = _parts(path, colours)
+        with np.errstate(all="ignore"):  # numbers that are none are found at the end
+            parts = _parts(path, colours)
         faces = sum(len(part.faces) for part in parts)
         if not faces:
             raise ValueError("has no triangles")
@@ -109,7 +112,7 @@ def _line(error: Exception) -> str:
 def _parts(path: pathlib.Path, colours: bool) -> list[_Part]:
     """The triangles of every node of the scene, moved to their places."""
     with _pictures_of_any_size():
-        scene = trimesh.load_scene(path, process=False, skip_materials=not colours)
+        scene = _scene(path, colours)
     parts = []
     for node in scene.graph.nodes_geometry:
         matrix, name = scene.graph[node]
@@ -124,6 +127,21 @@ def _parts(path: pathlib.Path, colours: bool) -> list[_Part]:
             part.faces = part.faces[:, ::-1]
         parts.append(part)
     return parts
+
+
+def _scene(path: pathlib.Path, colours: bool) -> trimesh.Scene:
+    loaders = {".glb": gltf.load_glb, ".gltf": gltf.load_gltf}
+    loader = loaders.get(path.suffix.lower())
+    if not loader:
+        return trimesh.load_scene(path, process=False, skip_materials=not colours)
+    with path.open("rb") as file:
+        content = loader(
+            file, resolver=FilePathResolver(str(path)), skip_materials=not colours
+        )
+    for part in content["geometry"].values():
+        if "vertex_colors" in part:  # trimesh would cut 16 bits to 8
+            part["vertex_colors"] = _bytes(_unit(part["vertex_colors"]))
+    return trimesh.load_scene(content)
 
 
 @contextlib.contextmanager
@@ -166,9 +184,7 @@ def _painted(geometry: trimesh.Trimesh) -> _Part:
         own = visual.vertex_attributes.get("color")
         if own is not None and len(own) == len(part.vertices):
             factor = factor * _unit(own)[:, :3]
-        part.colours = np.broadcast_to(
-            (factor * WHITE).round().astype(np.uint8), (len(part.vertices), 3)
-        )
+        part.colours = np.broadcast_to(_bytes(factor), (len(part.vertices), 3))
         uv = None if visual.uv is None else np.asarray(visual.uv, np.float32)
         if uv is None or uv.shape != (len(part.vertices), 2):
             part.texture = None
@@ -182,6 +198,10 @@ def _unit(values: Any) -> Float[np.ndarray, "n c"]:
     values = np.asarray(values)
     scale = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
     return np.nan_to_num(np.clip(values / scale, 0.0, 1.0))
+
+
+def _bytes(unit: np.ndarray) -> np.ndarray:
+    return (unit * WHITE).round().astype(np.uint8)
 
 
 def _base_colour(material: Any) -> tuple[Float[np.ndarray, "3"], Image.Image | None]:
