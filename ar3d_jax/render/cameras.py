@@ -192,9 +192,11 @@ def read_transforms(path: pathlib.Path | str) -> Cameras:
     found, angles = [], []
     for number, frame in enumerate(frames):
         try:
+            if not isinstance(frame, dict):
+                raise ValueError(f"is {str(frame)[:40]}, no object")
             found.append(_pose(frame))
             angles.append(_angle(frame, content))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             missing = f"{error} is missing" if isinstance(error, KeyError) else error
             raise UserError(f"{path}, frame {number}: {missing}; {expected}") from error
     return Cameras(np.stack(found), np.degrees(angles))

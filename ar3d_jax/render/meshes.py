@@ -244,8 +244,9 @@ def _joined(parts: list[_Part], up: str, colours: bool) -> Mesh:
     used = np.zeros(starts[-1], bool)
     used[faces] = True
     vertices = np.concatenate([part.vertices for part in parts])[used]
-    faces = (np.cumsum(used) - 1)[faces].astype(np.int32)
-    mesh = Mesh(_normalised(vertices, up), faces)
+    if not used.all():
+        faces = (np.cumsum(used) - 1)[faces]
+    mesh = Mesh(_normalised(vertices, up), faces.astype(np.int32))
     if not colours:
         return mesh
     textures = [

@@ -35,7 +35,7 @@ def y_up(vertices):
 
 
 def write_cube(path, kind="vertex"):
-    """The cube with its colours at vertices, at faces (PLY) or in materials (GLB)."""
+    """The cube, y up, with its colours at vertices or, in a PLY, at faces."""
     vertices, faces, colours = cube()
     vertices = y_up(vertices)
     if kind == "vertex":

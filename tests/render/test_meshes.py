@@ -264,22 +264,18 @@ def test_materials_of_an_obj(tmp_path):
     assert sorted(found) == sorted(expected)
 
 
-def png_header(width, height):
-    """A picture that is nothing but its size."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-    )
+def png_of_size(width, height):
+    """A picture that says in its header that it is so large."""
+    file = png(np.zeros((1, 1, 3), np.uint8))
+    chunk = b"IHDR" + struct.pack(">II", width, height) + file[24:29]
+    return file[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + file[33:]
 
 
 # Pillow warns of the first and refuses the second.
 @pytest.mark.parametrize("side", [10_000, 60_000])
 def test_a_huge_texture_is_refused_unread(side, tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
-    path = textured(tmp_path / "a.glb", png_header(side, side))
+    path = textured(tmp_path / "a.glb", png_of_size(side, side))
     with pytest.raises(ValueError, match=f"texture of {side} x {side} pixels; at most"):
         load(path, colours=True)
     assert limit == Image.MAX_IMAGE_PIXELS
