@@ -31,6 +31,7 @@ class FeatureSet:
         dim: Numbers per view.
         text_dim: Numbers of a caption; 0 for a network that reads no text.
         size: Pixels along one side that the network sees.
+        patch: Of those, along one side of a patch; 0 for convolutions.
         resampling: "bicubic" (Pillow's, as the libraries' processors), "bilinear" (four
             neighbours, no smoothing, as pytorch-fid) or "area" (means of pixels).
         mean: Taken from the channels, which run from 0 to 1.
@@ -42,6 +43,7 @@ class FeatureSet:
     dim: int
     text_dim: int
     size: int
+    patch: int
     resampling: str
     mean: Colour
     std: Colour
@@ -63,16 +65,16 @@ CLIP_MEAN, CLIP_STD = (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _clip(size: str, name: str, dim: int) -> FeatureSet:
-    network, published = f"CLIP ViT-{size}, projected, both sides", f"openai/{name}"
-    pictures = (224, "bicubic", CLIP_MEAN, CLIP_STD)
-    return FeatureSet(network, published, dim, dim, *pictures)
+def _clip(letter: str, patch: int, name: str, dim: int) -> FeatureSet:
+    network = f"CLIP ViT-{letter}/{patch}, projected, both sides"
+    pictures = (224, patch, "bicubic", CLIP_MEAN, CLIP_STD)
+    return FeatureSet(network, f"openai/{name}", dim, dim, *pictures)
 
 
-def _dinov2(size: str, name: str, dim: int) -> FeatureSet:
+def _dinov2(letter: str, name: str, dim: int) -> FeatureSet:
     # 224 px as in dgm-eval, whose KD and FD others report; TRELLIS: open.
-    network = f"DINOv2 ViT-{size}/14 without registers, CLS after the last norm"
-    pictures = (224, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+    network = f"DINOv2 ViT-{letter}/14 without registers, CLS after the last norm"
+    pictures = (224, 14, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
     return FeatureSet(network, f"facebook/{name}", dim, 0, *pictures)
 
 
@@ -80,17 +82,17 @@ FEATURE_SETS = {
     "embedded": FeatureSet(
         "the shipped judge (rewards/sidecar/judge.py), never a reward",
         "ours",
-        *(128, 128, 112, "area"),
+        *(128, 128, 112, 7, "area"),
         *((1.0, 1.0, 1.0), (-1.0, -1.0, -1.0)),  # grey, white paper as 0
     ),
-    "clip_b32": _clip("B/32", "clip-vit-base-patch32", 512),
-    "clip_l14": _clip("L/14", "clip-vit-large-patch14", 768),
+    "clip_b32": _clip("B", 32, "clip-vit-base-patch32", 512),
+    "clip_l14": _clip("L", 14, "clip-vit-large-patch14", 768),
     "dinov2_b14": _dinov2("B", "dinov2-base", 768),
     "dinov2_l14": _dinov2("L", "dinov2-large", 1024),
     "inception": FeatureSet(
         "Inception of the Fréchet Inception Distance, last average pool",
         "pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
-        *(2048, 0, 299, "bilinear"),
+        *(2048, 0, 299, 0, "bilinear"),
         *((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to -1..1
     ),
 }
@@ -107,7 +109,7 @@ def split(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Set -> its views' vectors [V, dim] and its caption's [text_dim].
 
-    Both are windows into `vectors`, one object's [K] of the ring: to be written or read.
+    Both are windows into `vectors`, one object's [K] of the ring, to write or read.
     """
     windows, start = {}, 0
     for name in sets:

@@ -38,7 +38,7 @@ class Measured:
         vectors: Set -> float32 [V, D], one per view.
         texts: Set -> float32 [D], the caption's; of sets that read text.
         reasons: Set -> why it has no vectors; only sets that failed.
-        cut: Sets that saw only the beginning of the caption, which was too long.
+        truncated: Sets that saw only the beginning of the caption, which was too long.
         views: uint8 [V, H, W, 3] where they were to be kept; white after a failure.
     """
 
@@ -49,7 +49,7 @@ class Measured:
     vectors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     texts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
-    cut: tuple[str, ...] = ()
+    truncated: tuple[str, ...] = ()
     views: np.ndarray | None = None
 
 
@@ -69,8 +69,9 @@ class Measurements(Ticket):
     ) -> None:
         super().__init__(asked, count, deadline, views)
         self.measured = [Measured() for _ in range(count)]
-        for index in range(count if views is not None else 0):
-            self.measured[index].views = views[index]
+        if views is not None:
+            for own, pictures in zip(self.measured, views, strict=True):
+                own.views = pictures
 
     def question(self, item: Item) -> dict[str, Any]:
         """See `wire.py`."""
@@ -94,7 +95,7 @@ class Measurements(Ticket):
             own.vectors[name] = pictures.copy()
             if len(text):
                 own.texts[name] = text.copy()
-        own.cut = tuple(message["cut"])
+        own.truncated = tuple(message["truncated"])
 
     def fail(self, item: Item, reason: str) -> None:
         """The object failed, or, if it was drawn, all sets."""
@@ -156,7 +157,7 @@ class Measuring(Crew):
             keep_views: whether the pictures are wanted.
 
         Raises:
-            UserError: a caption is too long for a message, or a process failed for good.
+            UserError: a caption is too long for a message; a process failed for good.
         """
         if len(meshes) != len(captions):
             raise ValueError(f"{len(meshes)} meshes and {len(captions)} captions")

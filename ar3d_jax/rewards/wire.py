@@ -51,18 +51,19 @@ the trainer; a slot is taken back only from a process that answered or is dead.
 
 Messages, one JSON object per line, answered in the order in which they were sent:
 
-| message                                                                   | from    |
-|---------------------------------------------------------------------------|---------|
-| {start: {version, config: {...}}}                                         | trainer |
-| {hello: {version, pid, imported: [...]}} or {failed: "one line"}          | child   |
-| {draw: slot, sequence}; of a file, also mesh: path and up: y or z         | trainer |
-| {drawn: slot, sequence, seconds, error: null or "why"}                    | worker  |
-| {score: slot, sequence, prompt, roles: [...]}                             | trainer |
-| {scored: slot, sequence, seconds, scores: {role: [number or null, why]}}  | sidecar |
-| {measure: slot, sequence, caption, sets: [...]}                           | trainer |
-| {measured: slot, sequence, seconds, reasons: {set: null or why}, cut: []} | sidecar |
+| message                                                                    | from    |
+|----------------------------------------------------------------------------|---------|
+| {start: {version, config: {...}}}                                          | trainer |
+| {hello: {version, pid, imported: [...]}} or {failed: "one line"}           | child   |
+| {draw: slot, sequence}; of a file, also mesh: path and up: y or z          | trainer |
+| {drawn: slot, sequence, seconds, error: null or "why"}                     | worker  |
+| {score: slot, sequence, prompt, roles: [...]}                              | trainer |
+| {scored: slot, sequence, seconds, scores: {role: [number or null, why]}}   | sidecar |
+| {measure: slot, sequence, caption, sets: [...]}                            | trainer |
+| {measured: slot, sequence, seconds, reasons: {set: why}, truncated: [set]} | sidecar |
 
-`cut` names the sets that saw only the beginning of the caption.
+`why` is null where a set has its vectors; `truncated` lists the sets that saw only the
+beginning of the caption.
 
 Covered: death of any process at any time (kill -9 included), a child that hangs or does
 not start, versions that differ, a slot whose content is not the one that was announced
