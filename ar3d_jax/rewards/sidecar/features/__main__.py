@@ -17,55 +17,42 @@ from jaxtyping import Float, UInt8
 from ar3d_jax.config import FeaturesConfig, from_config_dict
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards import feature_sets, wire
+from ar3d_jax.rewards.sidecar.features import networks
+from ar3d_jax.rewards.sidecar.features.pictures import Pictures
 
 
-def _device(wanted: str) -> str:
-    """The device's name; the process then computes the same bits each time.
+def start_torch(config: FeaturesConfig) -> str:
+    """The device to use; on it, this process and its successor compute the same bits.
 
     Raises:
-        UserError: a GPU is wanted, and there is none.
+        UserError: there is no PyTorch, or no GPU, and one is wanted.
     """
-    import torch
-
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise UserError(
-            "features.device is cuda, and torch sees no GPU; pass "
-            "--config.features.device=auto or cpu"
-        )
-    torch.use_deterministic_algorithms(True)
-    # float32 all through: TF32's 10 bits would move distances between systems.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    return "cuda" if there and wanted != "cpu" else "cpu"
-
-
-def _load(config: FeaturesConfig) -> dict[str, Any]:
     # Read when the libraries start: torch's threads, cuBLAS's order of summation.
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     try:
         import torch
-
-        from ar3d_jax.rewards.sidecar.features import networks
-
-        torch.set_num_threads(config.threads)
-        device = _device(config.device)
-        return {
-            name: networks.load(name, getattr(config.weights, name), device)
-            for name in config.sets
-        }
     except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
         raise UserError(
             "the feature networks need PyTorch, which is not installed: "
             "pip install torch"
         ) from error
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True)
+    # float32 all through: TF32's 10 bits would move distances between systems.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise UserError(
+            "features.device is cuda, and torch sees no GPU; pass "
+            "--config.features.device=auto or cpu"
+        )
+    return "cuda" if there and config.device != "cpu" else "cpu"
 
 
 def measure_object(
-    networks: Mapping[str, Any],
+    loaded: Mapping[str, networks.Network],
     caption: str,
     views: UInt8[np.ndarray, "V H W 3"],
     vectors: Float[np.ndarray, " K"],
@@ -75,17 +62,15 @@ def measure_object(
 
     A failure stays inside its set: the others have their vectors.
     """
-    from ar3d_jax.rewards.sidecar.features.pictures import Pictures
-
     pictures = Pictures(views)
     reasons: dict[str, str | None] = {}
     truncated: list[str] = []
     for name, (seen, read) in feature_sets.split(vectors, sets, len(views)).items():
         reasons[name] = None
         try:
-            seen[:] = networks[name].embed_views(pictures)
+            seen[:] = loaded[name].embed_views(pictures)
             if len(read):
-                read[:], cut = networks[name].embed_text(caption)
+                read[:], cut = loaded[name].embed_text(caption)
                 truncated += [name] * cut
             if not (np.isfinite(seen).all() and np.isfinite(read).all()):
                 reasons[name] = "the network's numbers are not finite"
@@ -97,14 +82,19 @@ def measure_object(
 
 @contextlib.contextmanager
 def _prepare(values: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
-    networks = _load(from_config_dict(values, FeaturesConfig))
+    config = from_config_dict(values, FeaturesConfig)
+    device = start_torch(config)
+    loaded = {
+        name: networks.load(name, getattr(config.weights, name), device)
+        for name in config.sets
+    }
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         slot, sequence = request["measure"], request["sequence"]
         sets, started = tuple(request["sets"]), time.perf_counter()
         if ring.drawn[slot] == sequence:
             reasons, truncated = measure_object(
-                networks, request["caption"], ring.views[slot], ring.vectors[slot], sets
+                loaded, request["caption"], ring.views[slot], ring.vectors[slot], sets
             )
         else:
             reason = f"slot {slot} holds another object than announced"

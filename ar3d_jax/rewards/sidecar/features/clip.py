@@ -31,7 +31,7 @@ class Clip:
     @torch.inference_mode()
     def embed_views(self, pictures: Pictures) -> Float[np.ndarray, "V D"]:
         """See `Network`."""
-        pixels = pictures.prepared(self._kind).to(self._model.device)
+        pixels = torch.from_numpy(pictures.bicubic(self._kind)).to(self._model.device)
         found = self._model.get_image_features(pixels)
         return found.pooler_output.cpu().numpy()
 

@@ -44,7 +44,7 @@ class Dinov2:
     @torch.inference_mode()
     def embed_views(self, pictures: Pictures) -> Float[np.ndarray, "V D"]:
         """See `Network`."""
-        pixels = pictures.prepared(self._kind).to(self._model.device)
+        pixels = torch.from_numpy(pictures.bicubic(self._kind)).to(self._model.device)
         return self._model(pixels).pooler_output.cpu().numpy()
 
     def embed_text(self, text: str) -> tuple[Float[np.ndarray, " D"], bool]:

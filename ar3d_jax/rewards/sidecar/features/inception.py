@@ -194,8 +194,15 @@ class Inception:
     @torch.inference_mode()
     def embed_views(self, pictures: Pictures) -> Float[np.ndarray, "V D"]:
         """See `Network`."""
-        pixels = pictures.prepared(self._kind).to(self._device)
-        return self._model(pixels).cpu().numpy()
+        views = torch.from_numpy(pictures.views).to(self._device)
+        # "bilinear": four neighbours, no smoothing, as pytorch-fid.
+        pixels = functional.interpolate(
+            views.permute(0, 3, 1, 2).float() / 255,
+            (self._kind.size, self._kind.size),
+            mode="bilinear",
+            align_corners=False,
+        )
+        return self._model(2 * pixels - 1).cpu().numpy()
 
     def embed_text(self, text: str) -> tuple[Float[np.ndarray, " D"], bool]:
         """Never asked."""

@@ -1,18 +1,14 @@
 """An object's views, prepared as the networks' own libraries prepare them.
 
-* "bicubic" is Pillow's, on bytes, as CLIP and DINOv2 were trained and as the slow image
-  processors of transformers do it, to the bit. A view is square: none is cropped.
-* "bilinear" takes four neighbours of float pixels and does not smooth, as pytorch-fid.
-
-A picture that several sets want alike is made once.
+"bicubic" is Pillow's, on bytes, as CLIP and DINOv2 were trained and as the slow image
+processors of transformers do it, to the bit. A view is square: none is cropped. A
+picture that several sets want alike is made once. The other kinds of resampling are in
+their networks' modules, which need the views as they are.
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from ar3d_jax.rewards.feature_sets import FeatureSet
 
@@ -26,41 +22,25 @@ class Pictures:
 
     def __init__(self, views: UInt8[np.ndarray, "V H W 3"]) -> None:
         self.views = views
-        self._made: dict[object, Tensor] = {}
+        self._made: dict[object, np.ndarray] = {}
 
-    def prepared(self, kind: FeatureSet) -> Float[Tensor, "V 3 S S"]:
-        """The views as the set's network wants them, float32."""
-        key = (kind.size, kind.resampling, kind.mean, kind.std)
+    def bicubic(self, kind: FeatureSet) -> Float[np.ndarray, "V 3 S S"]:
+        """The views at the set's size, by its mean and std."""
+        key = (kind.size, kind.mean, kind.std)
         if key not in self._made:
-            self._made[key] = _normalised(self._resized(kind), kind)
+            mean, std = np.float32(kind.mean), np.float32(kind.std)
+            pictures = (self._resized(kind.size) - mean) / std
+            self._made[key] = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
         return self._made[key]
 
-    def _resized(self, kind: FeatureSet) -> Float[Tensor, "V S S 3"]:
+    def _resized(self, size: int) -> Float[np.ndarray, "V S S 3"]:
         """From 0 to 1."""
-        key = (kind.size, kind.resampling)
-        if key not in self._made:
-            resize = {"bicubic": _bicubic, "bilinear": _bilinear}[kind.resampling]
-            self._made[key] = resize(self.views, kind.size)
-        return self._made[key]
-
-
-def _bicubic(views: np.ndarray, size: int) -> Tensor:
-    resized = [
-        np.asarray(Image.fromarray(view).resize((size, size), Image.Resampling.BICUBIC))
-        for view in views
-    ]
-    # In double precision first, as transformers does.
-    return torch.from_numpy((np.stack(resized) * (1 / 255)).astype(np.float32))
-
-
-def _bilinear(views: np.ndarray, size: int) -> Tensor:
-    pictures = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
-    resized = functional.interpolate(
-        pictures, (size, size), mode="bilinear", align_corners=False
-    )
-    return resized.permute(0, 2, 3, 1)
-
-
-def _normalised(pictures: Tensor, kind: FeatureSet) -> Tensor:
-    mean, std = torch.tensor(kind.mean), torch.tensor(kind.std)
-    return ((pictures - mean) / std).permute(0, 3, 1, 2).contiguous()
+        if size not in self._made:
+            resized = [
+                Image.fromarray(view).resize((size, size), Image.Resampling.BICUBIC)
+                for view in self.views
+            ]
+            stack = np.stack([np.asarray(picture) for picture in resized])
+            # In double precision first, as transformers does.
+            self._made[size] = (stack * (1 / 255)).astype(np.float32)
+        return self._made[size]
