@@ -348,9 +348,9 @@ def test_a_child_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION - 1)
     worker = scoring._children[0]
     hello = {"hello": {"version": 5, "pid": 1, "imported": []}}
-    with pytest.raises(UserError, match="version 5 of the wire, the trainer 1"):
+    with pytest.raises(UserError, match="version 5 of the wire, the trainer 2"):
         scoring._courier._understand(worker, hello)
-    with pytest.raises(UserError, match="holds b'ar3dring' version 2"), scoring:
+    with pytest.raises(UserError, match="holds b'ar3dring' version 3"), scoring:
         pass
 
 
