@@ -4,8 +4,13 @@
 that are drawn into `samples/`. Files: `.txt` (one prompt per line), `.csv` and `.jsonl`
 (column `prompt` or `captions`; several captions as a JSON list, one of which is chosen
 anew each epoch). The word `catalog` stands for the shipped prompts, which
-`python -m ar3d_jax.data.catalog --prompts=FILE` wrote. Training examples with shapes
-are `sft_examples.py`; tokens are made by `policy.tokenizer`.
+`python -m ar3d_jax.data.catalog --prompts=FILE` wrote, `REASONING` is the shipped test
+set of prompts. As a command,
+
+    python -m ar3d_jax.data.prompts --metadata=FOLDER --out=data/prompts.jsonl
+
+chooses the large preset's training prompts: `build_prompts.py`. Training examples with
+shapes are `sft_examples.py`; tokens are made by `policy.tokenizer`.
 """
 
 import csv
@@ -22,6 +27,7 @@ import numpy as np
 from ar3d_jax.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "tiny" / "prompts.jsonl"
+REASONING = SHIPPED.parents[1] / "reasoning249.jsonl"
 SUFFIXES = (".txt", ".csv", ".jsonl")
 _YES, _NO = ("true", "1", "yes"), ("", "false", "0", "no")  # of a column held_out
 
@@ -235,3 +241,9 @@ def held_out_prompts(source: str, count: int, column: str = "") -> list[Prompt]:
     rows = read_prompts(source, column)
     chosen = [row for row in rows if row.held_out] or rows
     return [Prompt(row.id, row.texts[0]) for row in chosen[:count]]
+
+
+if __name__ == "__main__":
+    from ar3d_jax.data import build_prompts
+
+    build_prompts.command()
