@@ -43,9 +43,11 @@ def best_and_worst(report: Report, shown: int) -> list[Ranked]:
     for system in report["systems"]:
         step, things = system["steps"][-1], system["objects"]
         metric = _deciding(report, things, step)
-        scored = [x for x in things if value_of(x, step, metric) is not None]
-        down = -1.0 if report["metrics"].get(metric, {}).get("better") == "lower" else 1
-        scored.sort(key=lambda x: -down * value_of(x, step, metric))  # noqa: B023
+        values = [(value_of(thing, step, metric), thing) for thing in things]
+        pairs = [(value, thing) for value, thing in values if value is not None]
+        higher = report["metrics"].get(metric, {}).get("better") != "lower"
+        pairs.sort(key=lambda pair: pair[0], reverse=higher)
+        scored = [thing for _, thing in pairs]
         if not metric:
             parts = [("objects", things[: 2 * shown])]
         elif len(scored) <= 2 * shown:

@@ -51,7 +51,7 @@ class Table:
 
 
 def fixed(value: float | None, digits: int, sign: str = "") -> str:
-    """ "27.31" with that many decimals, a real minus, a dash for None.
+    """A number with that many decimals and a real minus; a dash for None.
 
     Args:
         value: any number.
@@ -99,7 +99,7 @@ def overall(report: Report) -> Table:
     """Metrics down, systems and steps across."""
     found = [system["overall"].get(step, {}) for system, step in columns(report)]
     counts = [_usual_count(metrics) for metrics in found]
-    head = [("metric",)]
+    head: list[tuple[str, ...]] = [("metric",)]
     for (system, step), count in zip(columns(report), counts, strict=True):
         head.append((system["name"], step, f"n = {DASH if count is None else count}"))
     rows = [
@@ -130,7 +130,7 @@ def differences(report: Report) -> Table | None:
     entries = report.get("differences") or []
     if not entries:
         return None
-    head = [("metric",)]
+    head: list[tuple[str, ...]] = [("metric",)]
     for entry in entries:
         same = entry["a"] == entry["b"]
         name = entry["a"] if same else f"{entry['b']} {MINUS} {entry['a']}"
@@ -259,7 +259,8 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers)) or DASH
 
 
-# arXiv 2512.10949v1, table 4: CLIP score, KD of Inception and of DINOv2, FD of Inception.
+# arXiv 2512.10949v1, table 4, for MME-3DR and Toys4K: CLIP score, KD of Inception, KD
+# of DINOv2, FD of Inception.
 _PRINTED = {
     "LGM": ("16.3 1.507 49.10 47.8", "20.6 1.192 36.79 41.0"),
     "3DTopia-XL": ("15.9 1.635 78.41 61.9", "18.8 1.439 56.23 54.3"),
