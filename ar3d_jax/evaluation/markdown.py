@@ -1,4 +1,4 @@
-"""A report as Markdown, for a pull request or a terminal; `page.py` has the pictures."""
+"""A report as Markdown, for a terminal or a change's text; pictures: `page.py`."""
 
 import re
 
@@ -43,8 +43,8 @@ def _introduction(report: Report) -> str:
     names = ", ".join(escaped(system["name"]) for system in report["systems"])
     return (
         f"{report['benchmark']['items']} objects, protocol "
-        f"{escaped(report['protocol']['name'])}. Systems: {names}. Pictures and meshes: "
-        "index.html. Every number: report.json."
+        f"{escaped(report['protocol']['name'])}. Systems: {names}. Pictures and "
+        "meshes: index.html. Every number: report.json."
     )
 
 

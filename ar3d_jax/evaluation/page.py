@@ -83,13 +83,16 @@ def _scripts() -> str:
 
 def _head(report: Report, scripted: bool) -> str:
     """What a browser must know first, its policy above all."""
-    hashes = "'none'"
+    allowed = "'none'"
     if scripted:
         names = ("model-viewer-umd.min.js", "page.js")
         digests = [hashlib.sha256(_source(name).encode()).digest() for name in names]
-        hashes = " ".join(f"'sha256-{base64.b64encode(x).decode()}'" for x in digests)
+        hashes = [f"'sha256-{base64.b64encode(x).decode()}'" for x in digests]
+        # The viewer's decoder of compressed meshes, part of it, is WebAssembly.
+        allowed = " ".join([*hashes, "'wasm-unsafe-eval'"])
     policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {allowed}; "
+        "style-src 'unsafe-inline'; "
         "img-src 'self' file: data: blob:; connect-src data: blob:; base-uri 'none'; "
         "form-action 'none'"
     )
@@ -183,10 +186,10 @@ def _cell(cell: str | Number, kind: str) -> str:
         return f"<td>{_text(cell)}</td>"
     mark = f'<span class="mark">{_MARKS[cell.verdict]}</span>' if cell.verdict else ""
     value = f'<span class="{cell.verdict}">{mark}{cell.value}</span>'
-    error = f"± {cell.error}" if cell.error else ""
-    if "paired" in kind:
-        value += f'<span class="error">{error}</span>'
     note = f'<span class="n">{_text(cell.note)}</span>' if cell.note else ""
+    if "paired" in kind:
+        error = f"± {cell.error}" if cell.error else ""
+        note = f'<span class="error">{error}{note}</span>'
     return f'<td class="number">{value}{note}</td>'
 
 
@@ -199,21 +202,22 @@ def _results(report: Report) -> str:
 
 
 def _categories(report: Report, picture: str | None) -> str:
-    parts = []
-    if picture:
-        label = report["metrics"][tables.first_of(report, "clip_score")]["label"]
-        parts.append(
-            f"<figure>{picture}<figcaption>{_text(label)} by category. The scale starts "
-            "where its innermost number says, not at 0; dashed: a step before the "
-            "last.</figcaption></figure>"
-        )
-    for i, table in enumerate(tables.by_category(report)):
-        opened = "" if i else " open"
-        parts.append(
-            f"<details{opened}><summary>{_text(table.title)}</summary>"
-            f"{_table(table)}</details>"
-        )
-    return "\n".join(parts)
+    """The radar beside the first metric's table; the others' fold out."""
+    parts = [
+        f"<details{' open' if i == 0 else ''}><summary>{_text(table.title)}</summary>"
+        f"{_table(table)}</details>"
+        for i, table in enumerate(tables.by_category(report))
+    ]
+    if not picture:
+        return "\n".join(parts)
+    label = report["metrics"][tables.first_of(report, "clip_score")]["label"]
+    figure = (
+        f"<figure>{picture}<figcaption>{_text(label)} by category. The scale starts "
+        "where its innermost number says, not at 0; dashed: a step before the "
+        "last.</figcaption></figure>"
+    )
+    beside = f'<div class="beside">{figure}<div>{parts[0]}</div></div>'
+    return "\n".join([beside, *parts[1:]])
 
 
 def _coverage(report: Report) -> str:
@@ -223,13 +227,14 @@ def _coverage(report: Report) -> str:
             f"<details open><summary>{len(failed.rows)} without a score</summary>"
             f'<div class="scroll">{_table(failed)}</div></details>'
         )
-    parts += [
-        f"<details><summary>{len(system['strangers'])} files of {_text(system['name'])} "
-        f'match no object</summary><p class="ids">'
-        f"{_text(', '.join(system['strangers']))}</p></details>"
-        for system in report["systems"]
-        if system["strangers"]
-    ]
+    for system in report["systems"]:
+        if system["strangers"]:
+            count, name = len(system["strangers"]), _text(system["name"])
+            files = _text(", ".join(system["strangers"]))
+            parts.append(
+                f"<details><summary>{count} files of {name} match no object</summary>"
+                f'<p class="ids">{files}</p></details>'
+            )
     return "\n".join(parts)
 
 
@@ -277,8 +282,9 @@ class _Cards:
         about = self.report["metrics"].get(ranked.metric)
         by = f", by {about['label']} of step {ranked.step}" if about else ""
         name = f"{ranked.system}: " if len(self.report["systems"]) > 1 else ""
-        title = f"{name}{ranked.title}{by}"
-        title = title[:1].upper() + title[1:]
+        title = (
+            f"{name}{ranked.title}{by}" if name else f"{ranked.title.capitalize()}{by}"
+        )
         cards = "\n".join(self._card(thing, ranked) for thing in ranked.objects)
         return f"<h3>{_text(title)}</h3>\n{cards}\n"
 

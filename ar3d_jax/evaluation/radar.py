@@ -12,7 +12,7 @@ from ar3d_jax.evaluation.tables import Report, columns, first_of, fixed
 
 SPOKES = 12  # more are not readable: the largest categories stay; our choice
 _COLOURS = ("#3987c9", "#e0752d", "#2ba37a", "#c470a4", "#c79a1e", "#8a7fd6")
-_WIDTH, _HEIGHT, _RADIUS, _RINGS = 640, 430, 150, 4
+_WIDTH, _HEIGHT, _RADIUS, _RINGS = 520, 400, 150, 4
 
 
 def radar(report: Report) -> str | None:
@@ -75,7 +75,7 @@ def _scale(low: float, high: float) -> tuple[float, float, float]:
     room = max(high - low, abs(high) * 1e-3, 1e-6)
     low -= 0.1 * room  # or the smallest would be the picture's centre
     power = 10.0 ** math.floor(math.log10(room / _RINGS))
-    for ring in (power * x for x in (1, 2, 2.5, 5, 10, 20, 25, 50)):
+    for ring in (power * x for x in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 20)):
         start = math.floor(low / ring) * ring
         if start + _RINGS * ring >= high:
             return start, start + _RINGS * ring, ring

@@ -210,12 +210,16 @@ def coverage(report: Report) -> Table:
 
 def failures(report: Report) -> Table | None:
     """Every object without a score, with its reason; None if all have one."""
+    steps: dict[tuple[str, ...], list[str]] = {}
+    for system, step in columns(report):
+        for fail in system["coverage"].get(step, {}).get("failed", []):
+            row = (system["name"], fail["id"], str(fail["seed"]), fail["reason"])
+            steps.setdefault(row, []).append(step)
     rows = [
-        (system["name"], step, str(fail["id"]), str(fail["seed"]), fail["reason"])
-        for system, step in columns(report)
-        for fail in system["coverage"].get(step, {}).get("failed", [])
+        (name, thing, seed, ", ".join(failed), reason)
+        for (name, thing, seed, reason), failed in steps.items()
     ]
-    head = ("system", "step", "object", "seed", "reason")
+    head = ("system", "object", "seed", "step", "reason")
     return Table("Failed", tuple((x,) for x in head), tuple(rows)) if rows else None
 
 

@@ -8,12 +8,13 @@ async function show(box) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const glb = await new Response(stream).blob();
   const viewer = document.createElement("model-viewer");
+  viewer.setAttribute("loading", "eager");
   viewer.setAttribute("camera-controls", "");
   viewer.setAttribute("camera-orbit", "35deg 65deg auto");
   viewer.setAttribute("interaction-prompt", "none");
   viewer.setAttribute("touch-action", "pan-y");
   viewer.setAttribute("shadow-intensity", "0.6");
-  viewer.setAttribute("exposure", "0.9");
+  viewer.setAttribute("exposure", "0.85");
   viewer.setAttribute("disable-zoom", ""); // the wheel scrolls the page ...
   viewer.addEventListener("pointerdown", () => viewer.removeAttribute("disable-zoom"));
   viewer.addEventListener("pointerleave", () => viewer.setAttribute("disable-zoom", ""));
