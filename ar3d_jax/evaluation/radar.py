@@ -12,7 +12,7 @@ from ar3d_jax.evaluation.tables import Report, columns, first_of, fixed
 
 SPOKES = 12  # more are not readable: the largest categories stay; our choice
 _COLOURS = ("#3987c9", "#e0752d", "#2ba37a", "#c470a4", "#c79a1e", "#8a7fd6")
-_WIDTH, _HEIGHT, _RADIUS, _RINGS = 520, 400, 150, 4
+_WIDTH, _HEIGHT, _RADIUS, _RINGS = 420, 330, 120, 4
 
 
 def radar(report: Report) -> str | None:
@@ -50,7 +50,7 @@ def radar(report: Report) -> str | None:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="radar" viewBox="0 0 {_WIDTH} '
         f'{height}" width="{_WIDTH}" height="{height}" role="img" '
-        f'aria-label="{label} by category"><style>.radar{{color:#333;font:13px '
+        f'aria-label="{label} by category"><style>.radar{{color:#333;font:12.5px '
         "system-ui,sans-serif}@media(prefers-color-scheme:dark){.radar{color:#ccc}}"
         f"</style>\n{chr(10).join(parts)}\n</svg>\n"
     )

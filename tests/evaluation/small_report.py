@@ -162,11 +162,11 @@ def two_objects(folder: Path) -> dict:
 def large(folder: Path, meshes: list[Path]) -> dict:
     """Some 300 objects of two systems; `meshes` are used again and again."""
     luck = random.Random(0)
+    categories = [CATEGORIES[int(6 * luck.random() ** 1.6)] for _ in range(300)]
     systems = []
     for name, skill in (("base", 0.0), ("hi-grpo", 2.4)):
         things = []
-        for i in range(300):
-            category = CATEGORIES[int(6 * luck.random() ** 1.6)]
+        for i, category in enumerate(categories):
             level = 22 + CATEGORIES.index(category) + luck.gauss(0, 3)
             scores = {"coarse": level + 0.6 * skill, "refined": level + skill + 0.8}
             thing = small_object(f"{category}-{i:03d}", category, scores)

@@ -14,7 +14,8 @@ async function show(box) {
   viewer.setAttribute("interaction-prompt", "none");
   viewer.setAttribute("touch-action", "pan-y");
   viewer.setAttribute("shadow-intensity", "0.6");
-  viewer.setAttribute("exposure", "0.85");
+  viewer.setAttribute("exposure", "0.7");
+  viewer.setAttribute("environment-image", "legacy"); // built in; lit from one side
   viewer.setAttribute("disable-zoom", ""); // the wheel scrolls the page ...
   viewer.addEventListener("pointerdown", () => viewer.removeAttribute("disable-zoom"));
   viewer.addEventListener("pointerleave", () => viewer.setAttribute("disable-zoom", ""));
