@@ -1,0 +1,42 @@
+// Shows each mesh once its box is near the screen. Meshes are gzipped GLBs in base64,
+// in the page itself; nothing is fetched from anywhere else.
+"use strict";
+
+async function show(box) {
+  const packed = atob(document.getElementById(box.dataset.mesh).textContent);
+  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const glb = await new Response(stream).blob();
+  const viewer = document.createElement("model-viewer");
+  viewer.setAttribute("loading", "eager");
+  viewer.setAttribute("camera-controls", "");
+  viewer.setAttribute("camera-orbit", "35deg 65deg auto");
+  viewer.setAttribute("interaction-prompt", "none");
+  viewer.setAttribute("touch-action", "pan-y");
+  viewer.setAttribute("shadow-intensity", "0.6");
+  viewer.setAttribute("exposure", "0.7");
+  viewer.setAttribute("environment-image", "legacy"); // built in; lit from one side
+  viewer.setAttribute("disable-zoom", ""); // the wheel scrolls the page ...
+  viewer.addEventListener("pointerdown", () => viewer.removeAttribute("disable-zoom"));
+  viewer.addEventListener("pointerleave", () => viewer.setAttribute("disable-zoom", ""));
+  viewer.addEventListener("load", () => (box.dataset.state = "shown"));
+  viewer.addEventListener("error", () => fail(box));
+  viewer.src = URL.createObjectURL(new Blob([glb], { type: "model/gltf-binary" }));
+  box.replaceChildren(viewer);
+}
+
+function fail(box) {
+  box.dataset.state = "failed";
+  box.textContent = "This browser cannot show the mesh; see its link.";
+}
+
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries.filter((entry) => entry.isIntersecting)) {
+      near.unobserve(entry.target);
+      show(entry.target).catch(() => fail(entry.target));
+    }
+  },
+  { rootMargin: "200px" },
+);
+document.querySelectorAll(".viewer").forEach((box) => near.observe(box));
