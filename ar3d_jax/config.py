@@ -343,6 +343,8 @@ class RewardsConfig:
     )
     threads: int = 1  # torch threads of the sidecar; 1 on 2 cores beside two workers
     points: int = 2048  # surface points per object for category and parts; our choice
+    judge: bool = False  # load it beside the scorers; training does for `eval_every`.
+    # Never a reward: it has no weight, and no role may name it as its scorer
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not exist."""
@@ -366,7 +368,12 @@ class RewardsConfig:
         )
 
     def roles(self, step: str) -> tuple[str, ...]:
-        """Roles of the "coarse" or "refined" step with a weight: those are scored."""
+        """Roles that are scored: of "coarse" or "refined", those that have a weight.
+
+        "judge", held-out evaluation, has the role of that name where it is loaded.
+        """
+        if step == "judge":
+            return ("judge",) if self.judge else ()
         weights = dataclasses.asdict(getattr(self.weights, step))
         return tuple(role for role, weight in weights.items() if weight != 0)
 
@@ -476,7 +483,8 @@ class EvaluationConfig:
     prompts: int = (
         4  # fixed held-out prompts drawn into samples/; our choice: one screen
     )
-    judged: int = 48  # fixed held-out prompts that the judge sees; our choice: seconds
+    judged: int = 24  # fixed held-out prompts, a group of each, that the judge sees;
+    # our choice: two of the tiny preset's rollouts, 5% of its time
     keep_best: bool = True  # the checkpoint that the judge likes best stays, as best/
 
     def __post_init__(self) -> None:
@@ -517,7 +525,7 @@ class Config:
     group_size: int = 8  # G; paper: 8
     paradigm: str = "higrpo"  # the paper's method; one-step grpo comes later
     checkpoint_every: int = 10  # steps; our choice: minutes of work at risk
-    eval_every: int = 0  # 0: off; held-out judging comes later
+    eval_every: int = 20  # steps between held-out evaluations, 0: off; our choice
     policy: PolicyConfig = PolicyConfig()  # the language model
     lora: LoraConfig = LoraConfig()  # train thin matrices instead of all weights
     codec: CodecConfig = CodecConfig()  # shape tokens <-> voxels
@@ -554,12 +562,7 @@ class Config:
             "1 or more",
         )
         _choice("paradigm", self.paradigm, "higrpo")
-        _require(
-            self.eval_every == 0,
-            "eval_every",
-            self.eval_every,
-            "0 (held-out judging is not built yet)",
-        )
+        _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
         rows = self.prompts_per_step * self.group_size
         _require(
             rows % self.objective.micro_batch == 0

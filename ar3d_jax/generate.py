@@ -30,6 +30,7 @@ from ar3d_jax.config import (
 )
 from ar3d_jax.data.prompts import Prompt, read_prompts
 from ar3d_jax.errors import UserError, writing
+from ar3d_jax.held_out import BEST
 from ar3d_jax.models import (
     Models,
     decode_rows,
@@ -168,13 +169,16 @@ def checkpoint_config(folder: Path) -> Config:
         ) from error
 
 
-def load_trained(base: Decoder, config: LoraConfig, folder: Path) -> Decoder:
+def load_trained(
+    base: Decoder, config: LoraConfig, folder: Path, *, best: bool = False
+) -> Decoder:
     """The policy of the newest checkpoint in a workdir, whose run may be going on.
 
     Args:
         base: of the sizes of the trained one; with LoRA, the policy it began with.
         config: the training's.
         folder: the workdir.
+        best: rather the one that the judge of its held-out evaluations likes best.
 
     Raises:
         UserError: there is none that fits.
@@ -182,12 +186,11 @@ def load_trained(base: Decoder, config: LoraConfig, folder: Path) -> Decoder:
     template = base
     if config.rank:
         template = lora.attach(base, config, jax.random.key(0))
-    with Checkpoints(
-        folder / "checkpoints", keep=1, settings={}, read_only=True
-    ) as checkpoints:
+    place = folder / (BEST if best else "checkpoints")
+    with Checkpoints(place, keep=1, settings={}, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest({"policy": lora.trained(template)})
     if restored is None:
-        raise UserError(f"{folder} has no checkpoint yet; train first")
+        raise UserError(f"{place} has no checkpoint yet; train first")
     return lora.with_trained(template, restored[0]["policy"])
 
 
@@ -197,6 +200,7 @@ def generate(
     checkpoint: Path | None,
     out: Path,
     *,
+    best: bool = False,
     one_step: bool = False,
 ) -> None:
     """Writes the gallery of `prompts` to `out`.
@@ -212,7 +216,7 @@ def generate(
         chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)  # all fit
         policy = models.policy
         if checkpoint:
-            policy = load_trained(policy, config.lora, checkpoint)
+            policy = load_trained(policy, config.lora, checkpoint, best=best)
         drawing = Scoring(
             config.render, None, config.codec.resolution, 2 * batch, out / "logs"
         )
@@ -240,6 +244,7 @@ def _define_flags() -> None:
     flags.DEFINE_multi_string("prompt", [], "text of one object; may be repeated")
     flags.DEFINE_string("prompts", "", "a .txt, .csv or .jsonl file of prompts")
     flags.DEFINE_string("checkpoint", "", "workdir of a training; else shipped weights")
+    flags.DEFINE_bool("best", False, "with --checkpoint: what the judge likes best")
     flags.DEFINE_string(
         "config", "", "without a checkpoint: a FILE.py[:PRESET] of train"
     )
@@ -266,7 +271,9 @@ def main(_: list[str]) -> None:
     mesh = MeshConfig(fsdp=values.fsdp, tp=values.tp)  # the training's may be larger
     config = dataclasses.replace(config, seed=values.seed, mesh=mesh)
     out = Path(values.out)
-    generate(prompts, config, checkpoint, out, one_step=values.one_step)
+    generate(
+        prompts, config, checkpoint, out, best=values.best, one_step=values.one_step
+    )
 
 
 def _untrained(values: flags.FlagValues) -> Config:

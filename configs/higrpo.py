@@ -49,6 +49,7 @@ PAPER = Config(
     steps=1200,  # stated
     prompts_per_step=16,  # stated: 8 GPUs x batch 1 x 2 accumulation steps
     group_size=8,  # stated
+    eval_every=50,  # a fiftieth of the prompts seen meanwhile
     checkpoint_every=50,  # a checkpoint with AdamW's moments is tens of GB
     # ShapeLLM-Omni, which is Qwen2.5-VL-7B with 8,194 more tokens.
     policy=PolicyConfig(

@@ -61,14 +61,14 @@ class Scoring(Crew):
         self,
         logits: Float[np.ndarray, "N R R R"],
         prompts: Sequence[str],
-        step: Literal["coarse", "refined"],
+        step: Literal["coarse", "refined", "judge"],
         *,
         keep_views: bool = False,
     ) -> Scores:
         """Hands over N objects to be drawn and scored; returns after copying them.
 
-        Scored are the roles of `step` that have a weight. `keep_views` keeps the
-        pictures for `views`.
+        Scored are the roles of `step` that have a weight, or the judge alone.
+        `keep_views` keeps the pictures for `views`.
 
         Raises:
             UserError: a prompt is too long for a message, or a process failed for good.

@@ -97,7 +97,7 @@ def contrastive_loss(
     return (to_text + functional.cross_entropy(to_picture, right)) / 2
 
 
-def _optimise(
+def optimise(
     modules: Sequence[torch.nn.Module], steps: int, name: str, lr: float
 ) -> Iterator[torch.optim.Optimizer]:
     """AdamW with a warm-up and a cosine; yields before each step is to be computed."""
@@ -122,7 +122,7 @@ def train_encoders(
 ) -> tuple[networks.ViewEncoder, networks.TextEncoder]:
     """Step 2 of the module's list."""
     view, text = networks.ViewEncoder(), networks.TextEncoder()
-    for _ in _optimise([view, text], steps, "views and captions", 2e-3):
+    for _ in optimise([view, text], steps, "views and captions", 2e-3):
         whole, hurt = batches.pick(size)
         rows = np.concatenate([whole, hurt])
         vectors, judged = view(batches.views(rows))
@@ -145,7 +145,7 @@ def train_points(
     """Step 3 of the module's list."""
     classes = len(batches.objects.classes)
     points = networks.PointClassifier(classes)
-    for _ in _optimise([points], steps, "points", 3e-3):
+    for _ in optimise([points], steps, "points", 3e-3):
         whole, hurt = batches.pick(size)
         rows = np.concatenate([whole, hurt[: size // 2]])
         fidelity = batches.measures(rows)[:, :1]
@@ -394,14 +394,14 @@ def train(
     write(out, modules, bank, grids, facts)
     texts = [texts_of(record, record["extents"]) for record in records]
     shares = recoded.held_out_shares.tolist()
-    report = embedded_report.measure(
-        out,
+    conditions = embedded_report.draw_conditions(
         objects.catalog,
         objects.kind,
         texts,
         dict(zip(shares, recoded.held_out_logits, strict=True)),
         processes=processes,
     )
+    report = embedded_report.measure(out, conditions)
     facts = dataclasses.replace(facts, report=report)
     write(out, modules, bank, grids, facts)
     return facts
