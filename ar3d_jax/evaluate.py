@@ -36,6 +36,7 @@ from ar3d_jax.evaluation import (
     protocol,
     report,
     summary,
+    wording,
 )
 from ar3d_jax.evaluation.benchmarks import Benchmark, Item
 from ar3d_jax.evaluation.measure import Wanted
@@ -76,7 +77,7 @@ class System:
     folder: Path | None = None
     sampled: bool = False
     checkpoint: Path | None = None
-    config: Config = Config()
+    config: Config = dataclasses.field(default_factory=Config)
     best: bool = False
     one_step: bool = False
 
@@ -395,7 +396,7 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
         benchmark, references, scored, truth, look, config, workdir
     )
     report.write(workdir, found)
-    print(summary.in_one_line(found))
+    print(wording.in_lines(found))
     print(
         f"{workdir / 'index.html'}: {len(benchmark.items)} objects of {benchmark.name}"
     )

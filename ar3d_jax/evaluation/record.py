@@ -83,7 +83,8 @@ def save(record: Record, path: Path) -> None:
         "reasons": dict(record.reasons),
         "health": dict(record.health),
     }
-    arrays = {
+    arrays: dict[str, Any] = {
+        "said": np.array(json.dumps(said)),
         "points": record.points,
         "packed": record.packed,
         **{f"vectors/{name}": value for name, value in record.vectors.items()},
@@ -93,7 +94,7 @@ def save(record: Record, path: Path) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
-            np.savez(file, said=np.array(json.dumps(said)), **arrays)
+            np.savez(file, **arrays)
         os.replace(unfinished, path)
 
 

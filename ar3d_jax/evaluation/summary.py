@@ -1,14 +1,11 @@
-"""Records to the numbers of a report: per object, per set, per category, paired.
+"""What was measured of some systems, as the dict that `report.py` shows.
 
-Numbers of one object (CLIP score, IoU, health) are first averaged over seeds, then over
-objects; numbers of a set (KD, FD, diversity) see all objects at once. Errors are
-standard errors over objects (`uncertainty.py`). What is missing is left out and
-counted, never a 0. The dict that comes out is what `report.py` shows.
+Overall, per category, per object, and paired: refined against coarse, and each system
+against the first. The numbers are `aggregate.py`'s.
 """
 
 import collections
 import dataclasses
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,24 +14,15 @@ from typing import Any
 import numpy as np
 
 from ar3d_jax.config import EvalConfig
-from ar3d_jax.evaluation import (
-    eval_py,
-    frechet,
-    geometry,
-    kernel_distance,
-    uncertainty,
-    wording,
-)
+from ar3d_jax.evaluation import geometry, wording
+from ar3d_jax.evaluation.aggregate import Aggregate, Statistic, Values, by_object
 from ar3d_jax.evaluation.benchmarks import Benchmark, Item
-from ar3d_jax.evaluation.clip_score import clip_score
 from ar3d_jax.evaluation.objects import Generated
 from ar3d_jax.evaluation.protocol import Protocol
 from ar3d_jax.evaluation.record import Record
 from ar3d_jax.rewards.feature_sets import FEATURE_SETS
 
 REAL = "real objects"
-Statistic = dict[str, Any]  # {"mean", "error", "n"}
-Values = dict[str, float]  # of one object, by metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,132 +51,6 @@ class Scored:
         return sorted(set().union(*names), key=order.index)
 
 
-class Summary:
-    """What all numbers of one evaluation share."""
-
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        truth: Mapping[str, Record],
-        look: Protocol,
-        config: EvalConfig,
-        folder: Path,
-    ) -> None:
-        """`truth` are records of real objects by id, of the benchmark or borrowed."""
-        self.benchmark, self.look, self.config = benchmark, look, config
-        self.folder = folder
-        self.truth = {name: of for name, of in truth.items() if not of.failure}
-        self.sets = config.features.sets
-        self.compat = look.name == "eval_py_compat"
-        self.warnings: dict[str, None] = {}  # a set that keeps its order
-
-    # --- one object -------------------------------------------------------------------
-
-    def values(self, record: Record, truth: Record | None) -> Values:
-        """Of one mesh; `truth` is the real object that was asked for, if there is one."""
-        found: Values = {}
-        for name in self.sets:
-            if name in record.texts and name in record.vectors:
-                score = clip_score(record.vectors[name], record.texts[name])
-                found[f"clip_score/{name}"] = score / 100 if self.compat else score
-        if self.compat:
-            for name in self.sets:
-                if truth and name not in record.texts and name in record.vectors:
-                    found[f"similarity/{name}"] = eval_py.similarity(
-                        truth.vectors[name], record.vectors[name]
-                    )
-            return found
-        if truth:
-            found["iou"] = geometry.voxel_iou(record.voxels, truth.voxels)
-            found["chamfer"] = geometry.chamfer(record.points, truth.points)
-            found["f_score"] = geometry.f_score(record.points, truth.points)
-        return found | dict(record.health)
-
-    # --- many objects -----------------------------------------------------------------
-
-    def over_objects(
-        self, values: Mapping[str, Sequence[Values]]
-    ) -> dict[str, Statistic]:
-        """Means over the objects (by id: one or more seeds) that have each metric."""
-        metrics = dict.fromkeys(
-            metric for rows in values.values() for row in rows for metric in row
-        )
-        return {
-            metric: self.mean(list(by_object(values, metric).values()))
-            for metric in metrics
-        }
-
-    def mean(self, values: Sequence[float]) -> Statistic:
-        """Mean, standard error and n of one number per object."""
-        array = np.asarray(values, np.float64)
-        error = None
-        if len(array) > 1:
-            error = uncertainty.mean_error(array, resamples=self.config.resamples)
-        return {"mean": float(array.mean()), "error": error, "n": len(array)}
-
-    def over_sets(
-        self, records: Mapping[str, Sequence[Record]]
-    ) -> dict[str, Statistic]:
-        """KD and FD of all views of all objects against the real ones."""
-        if self.compat:
-            return {}
-        found = {}
-        for name in self.sets:
-            real = self._vectors({k: [of] for k, of in self.truth.items()}, name)
-            made = self._vectors(records, name)
-            if len(real) < 2 or len(made) < 2:
-                continue
-            found |= {
-                f"kd/{name}": self._kd(made, real),
-                f"fd/{name}": self._fd(made, real),
-            }
-            flat = made.shape[0] * made.shape[1]
-            warning = frechet.sample_warning(flat, made.shape[2])
-            if warning:
-                self.warnings[f"FD, {name}: {warning}"] = None
-        return found
-
-    def _vectors(
-        self, records: Mapping[str, Sequence[Record]], name: str
-    ) -> np.ndarray:
-        """[objects, views, D] float64: all seeds of an object are views of it."""
-        rows = [
-            np.concatenate([of.vectors[name][:: self.look.every] for of in some])
-            for some in records.values()
-            if some and all(name in of.vectors for of in some)
-        ]
-        views = min(map(len, rows), default=0)
-        return np.asarray([row[:views] for row in rows], np.float64)
-
-    def _kd(self, made: np.ndarray, real: np.ndarray) -> Statistic:
-        options = {
-            "subsets": self.config.kd_subsets,
-            "subset_size": self.config.kd_subset_size,
-        }
-        flat = (made.reshape(-1, made.shape[-1]), real.reshape(-1, real.shape[-1]))
-        value = kernel_distance.kernel_distance(*flat, **options, seed=0)
-        error = uncertainty.kd_error(made, real, resamples=self.config.resamples)
-        return {"mean": value, "error": error, "n": len(flat[0])}
-
-    def _fd(self, made: np.ndarray, real: np.ndarray) -> Statistic:
-        flat = (made.reshape(-1, made.shape[-1]), real.reshape(-1, real.shape[-1]))
-        value = frechet.frechet_distance(*flat)
-        return {
-            "mean": value,
-            "error": uncertainty.fd_error(made, real),
-            "n": len(flat[0]),
-        }
-
-
-def by_object(values: Mapping[str, Sequence[Values]], metric: str) -> dict[str, float]:
-    """Id -> mean over seeds, of the objects that have the metric."""
-    seeds = {
-        name: [row[metric] for row in rows if metric in row]
-        for name, rows in values.items()
-    }
-    return {name: float(np.mean(some)) for name, some in seeds.items() if some}
-
-
 def summarise(
     benchmark: Benchmark,
     references: Benchmark,
@@ -210,7 +72,7 @@ def summarise(
         folder: where the report will be; its files are named from there.
     """
     own = references is benchmark
-    shared = Summary(benchmark, truth, look, config, folder)
+    shared = Aggregate(benchmark, truth, look, config, folder)
     asked = {
         item.id: shared.truth.get(item.id) if own else None for item in benchmark.items
     }
@@ -257,7 +119,7 @@ ByStep = dict[str, dict[str, list[Values]]]
 
 
 def _values_of(
-    shared: Summary, system: Scored, asked: Mapping[str, Record | None]
+    shared: Aggregate, system: Scored, asked: Mapping[str, Record | None]
 ) -> ByStep:
     found: ByStep = {step: {} for step in system.steps}
     for thing, records in zip(system.objects, system.records, strict=True):
@@ -269,7 +131,7 @@ def _values_of(
     return found
 
 
-def _system(shared: Summary, system: Scored, values: ByStep) -> dict[str, Any]:
+def _system(shared: Aggregate, system: Scored, values: ByStep) -> dict[str, Any]:
     categories = list(dict.fromkeys(item.category for item in shared.benchmark.items))
     category = {item.id: item.category for item in shared.benchmark.items}
     return {
@@ -356,7 +218,7 @@ def _over_seeds(values: Sequence[float]) -> Statistic:
     return {"mean": float(np.mean(values)), "error": error, "n": len(values)}
 
 
-def _objects(shared: Summary, system: Scored, values: ByStep) -> list[dict[str, Any]]:
+def _objects(shared: Aggregate, system: Scored, values: ByStep) -> list[dict[str, Any]]:
     rows = {
         step: {k: iter(some) for k, some in of.items()} for step, of in values.items()
     }
@@ -386,7 +248,7 @@ def _objects(shared: Summary, system: Scored, values: ByStep) -> list[dict[str, 
     return told
 
 
-def _real(shared: Summary, references: Benchmark) -> dict[str, Any]:
+def _real(shared: Aggregate, references: Benchmark) -> dict[str, Any]:
     """The real objects as a system of their own: what a perfect one would reach."""
     items: list[Item] = [item for item in references.items if item.id in shared.truth]
     things = [Generated(item, 0, {"mesh": item.truth}) for item in items if item.truth]
@@ -419,36 +281,42 @@ def _real(shared: Summary, references: Benchmark) -> dict[str, Any]:
 
 
 def _differences(
-    shared: Summary, systems: Sequence[Scored], values: Sequence[ByStep]
+    shared: Aggregate, systems: Sequence[Scored], values: Sequence[ByStep]
 ) -> list[dict[str, Any]]:
     """Refined against coarse of each system, and each system against the first."""
-    pairs = [
-        ((system.name, "coarse"), (system.name, "refined"), of["coarse"], of["refined"])
-        for system, of in zip(systems, values, strict=True)
+    pairs: list[tuple[tuple[int, str], tuple[int, str]]] = [
+        ((index, "coarse"), (index, "refined"))
+        for index, of in enumerate(values)
         if {"coarse", "refined"} <= set(of)
     ]
-    for (a, first), (b, other) in itertools.combinations(
-        zip(systems, values, strict=True), 2
-    ):
-        if a is systems[0]:
-            pairs += [
-                ((a.name, step), (b.name, step), first[step], other[step])
-                for step in first
-                if step in other
-            ]
-    return [
-        {
-            "a": a if step == other else f"{a}, {step}",
-            "b": b if step == other else f"{b}, {other}",
-            "step": other,
-            "metrics": _paired(shared, first, second),
-        }
-        for (a, step), (b, other), first, second in pairs
+    pairs += [
+        ((0, step), (index, step))
+        for index, of in enumerate(values)
+        for step in of
+        if index and step in values[0]
     ]
+    found = []
+    for (a, step), (b, other) in pairs:
+        sets = _records(systems[a], step), _records(systems[b], other)
+        names = [systems[a].name, systems[b].name]
+        if step != other:
+            names = [f"{names[0]}, {step}", f"{names[1]}, {other}"]
+        found.append(
+            {
+                "a": names[0],
+                "b": names[1],
+                "step": other,
+                "metrics": {
+                    **_paired(shared, values[a][step], values[b][other]),
+                    **shared.set_differences(*sets),
+                },
+            }
+        )
+    return found
 
 
 def _paired(
-    shared: Summary,
+    shared: Aggregate,
     first: Mapping[str, Sequence[Values]],
     second: Mapping[str, Sequence[Values]],
 ) -> dict[str, Statistic]:

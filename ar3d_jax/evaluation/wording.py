@@ -71,7 +71,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
     return sorted(metrics, key=lambda name: order.index(name.partition("/")[0]))
 
 
-def in_one_line(report: Mapping[str, Any]) -> str:
+def in_lines(report: Mapping[str, Any]) -> str:
     """The CLIP scores of each system, for the terminal."""
     lines = []
     for system in report["systems"]:

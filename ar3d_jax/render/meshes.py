@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -65,7 +65,7 @@ class _Part:
 def load(
     path: pathlib.Path | str,
     *,
-    up: Literal["y", "z"],
+    up: str,
     max_faces: int,
     colours: bool = False,
 ) -> Mesh:

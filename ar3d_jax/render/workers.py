@@ -51,7 +51,7 @@ def draw_object(
 def draw_file(
     renderer: Renderer,
     path: str,
-    up: Literal["y", "z"],
+    up: str,
     views: UInt8[np.ndarray, "V H W 3"],
     points: Float[np.ndarray, "n 3"],
 ) -> int:

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from ar3d_jax.evaluation.benchmarks import Item
 
 from ar3d_jax.errors import UserError
 from ar3d_jax.evaluation import objects
-from ar3d_jax.evaluation.benchmarks import Item
 from ar3d_jax.render import meshes
 
 CHAIR, LAMP = Item("chair#1", "a chair", "", None), Item("lamp", "a lamp", "", None)
@@ -31,7 +31,8 @@ def test_what_is_written_is_read(tmp_path):
     (thing,) = objects.read(tmp_path, [3], [CHAIR])
     assert (thing.item, thing.seed, thing.plans["local"]) == (CHAIR, 3, "l")
     assert thing.codes == {"coarse": [0, 1, 2, 3], "refined": [1, 2, 3, 4]}
-    assert set(thing.meshes) == {"coarse", "refined"} and not thing.failures
+    assert set(thing.meshes) == {"coarse", "refined"}
+    assert not thing.failures
     mesh = meshes.load(thing.meshes["coarse"], up="y", max_faces=10_000)
     np.testing.assert_allclose(np.ptp(mesh.vertices, axis=0)[2], 1.0, atol=1e-6)
     assert objects.seeds_in(tmp_path) == [3]
@@ -80,7 +81,8 @@ def test_meshes_are_matched_by_id(tmp_path):
         (tmp_path / name).write_text("x")
     sofa = Item("sofa", "a sofa", "", None)
     found, strangers = objects.from_meshes(tmp_path, [CHAIR, LAMP, sofa], "z")
-    assert found[0].meshes == {"mesh": tmp_path / "chair-1.glb"} and found[0].up == "z"
+    assert found[0].meshes == {"mesh": tmp_path / "chair-1.glb"}
+    assert found[0].up == "z"
     assert found[1].failures["mesh"].startswith("2 files with this id: ")
     assert "lamp.PLY" in found[1].failures["mesh"]
     assert found[2].failures == {"mesh": "no file with this id"}
