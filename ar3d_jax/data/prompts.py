@@ -69,20 +69,29 @@ def read_prompts(source: str, column: str = "") -> list[PromptRow]:
     path = SHIPPED if source == "catalog" else Path(source)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"prompts file {source}: expected a {', '.join(SUFFIXES)} file")
-    text = _decode(path)
     if path.suffix.lower() == ".txt":
-        cells = [(n, {"prompt": line}) for n, line in enumerate(text.split("\n"), 1)]
+        lines = _decode(path).split("\n")
+        cells = [(n, {"prompt": line}) for n, line in enumerate(lines, 1)]
         column = "prompt"
-    elif path.suffix.lower() == ".csv":
-        cells = list(_csv_rows(text, path))
     else:
-        cells = list(_json_rows(text, path))
+        cells = read_table(path)
     column = column or _text_column(cells, path)
     rows = [_row(values, line, column, path) for line, values in cells]
     rows = [row for row in rows if row.texts]
     if not rows:
         raise UserError(f"prompts file {path} has no prompts; expected one per line")
     return rows
+
+
+def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line numbers and cells by column of a .csv or .jsonl file.
+
+    Raises:
+        UserError: No such file, not UTF-8, or malformed.
+    """
+    text = _decode(path)
+    rows = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    return list(rows(text, path))
 
 
 def _decode(path: Path) -> str:

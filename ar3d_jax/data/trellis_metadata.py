@@ -32,7 +32,7 @@ class Asset:
         identifier: `file_identifier`: a URL or a path, which tells the data set's own
             name of the object; empty where there is no such column.
         score: `aesthetic_score`; nan where the cell is empty or the column missing.
-        captions: From long to short; blanks joined, empty ones left out.
+        captions: In file order; blanks joined, empty ones left out.
         local_path: Of the object's file, relative to the CSV; empty if not downloaded.
     """
 
