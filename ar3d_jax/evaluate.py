@@ -8,8 +8,8 @@ r"""Scores a policy, or any system's meshes, against a benchmark.
 Without `--checkpoint` the shipped tiny policy is scored; `--meshes=DIR` scores files
 named by id. `--compare A B C` puts several side by side, with paired differences: each
 is a training's workdir, a folder of meshes, an earlier evaluation's workdir, or the
-word `base` for the policy before training. Objects and measurements stay in `--workdir`,
-and the same command goes on where it was cut off.
+word `base` for the policy before training. Objects and measurements stay in the
+workdir, and the same command goes on where it was cut off.
 
 Not here: what is asked (`evaluation/benchmarks.py`), how objects are looked at
 (`protocol.py`, `measure.py`), what the numbers are (`summary.py` and the metrics'
@@ -395,7 +395,7 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
     found = summary.summarise(
         benchmark, references, scored, truth, look, config, workdir
     )
-    report.write(workdir, found)
+    report.write(workdir, found, config.shown)
     print(wording.in_lines(found))
     print(
         f"{workdir / 'index.html'}: {len(benchmark.items)} objects of {benchmark.name}"

@@ -163,7 +163,7 @@ class Aggregate:
     def _vectors(
         self, records: Mapping[str, Sequence[Record]], name: str
     ) -> tuple[list[str], np.ndarray]:
-        """Ids, and [objects, views, D] float64; all seeds of an object are its views."""
+        """Ids, and [objects, views, D] float64: views of all seeds side by side."""
         rows = {
             key: np.concatenate([of.vectors[name][:: self.look.every] for of in some])
             for key, some in records.items()

@@ -108,7 +108,6 @@ def summarise(
         "systems": [*told, *real],
         "differences": _differences(shared, systems, values),
         "warnings": list(shared.warnings),
-        "shown": config.shown,
     }
 
 
@@ -298,14 +297,11 @@ def _differences(
     found = []
     for (a, step), (b, other) in pairs:
         sets = _records(systems[a], step), _records(systems[b], other)
-        names = [systems[a].name, systems[b].name]
-        if step != other:
-            names = [f"{names[0]}, {step}", f"{names[1]}, {other}"]
         found.append(
             {
-                "a": names[0],
-                "b": names[1],
-                "step": other,
+                "a": systems[a].name,
+                "b": systems[b].name,
+                "step": other if step == other else f"{other} \N{MINUS SIGN} {step}",
                 "metrics": {
                     **_paired(shared, values[a][step], values[b][other]),
                     **shared.set_differences(*sets),

@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
