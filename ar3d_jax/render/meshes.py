@@ -130,14 +130,23 @@ def _parts(path: pathlib.Path, colours: bool) -> list[_Part]:
 
 
 def _scene(path: pathlib.Path, colours: bool) -> trimesh.Scene:
-    loaders = {".glb": gltf.load_glb, ".gltf": gltf.load_gltf}
-    loader = loaders.get(path.suffix.lower())
-    if not loader:
-        return trimesh.load_scene(path, process=False, skip_materials=not colours)
+    kind, resolver = path.suffix.lower()[1:], FilePathResolver(str(path))
+    options: dict[str, Any] = {"resolver": resolver, "skip_materials": not colours}
+    if kind == "obj":  # trimesh would want to guess an encoding other than UTF-8
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return trimesh.load_scene(file, file_type=kind, process=False, **options)
+    if kind == "ply":
+        try:
+            return trimesh.load_scene(path, process=False, **options)
+        except ValueError as error:
+            if "unexpected length" not in str(error):
+                raise
+            raise ValueError(
+                "is cut off, or mixes polygons of several sizes"
+            ) from error
     with path.open("rb") as file:
-        content = loader(
-            file, resolver=FilePathResolver(str(path)), skip_materials=not colours
-        )
+        loader = gltf.load_glb if kind == "glb" else gltf.load_gltf
+        content = loader(file, **options)
     for part in content["geometry"].values():
         if "vertex_colors" in part:  # trimesh would cut 16 bits to 8
             part["vertex_colors"] = _bytes(_unit(part["vertex_colors"]))

@@ -89,6 +89,41 @@ def test_quads_of_an_obj_and_polygons_beside_triangles(tmp_path):
         meshes.load(tmp_path / "a.obj", up="y", max_faces=6)
 
 
+def test_an_obj_may_have_comments_in_any_encoding(tmp_path):
+    lines = ["# T\xfcr", *("v {} {} {}".format(*v) for v in CORNERS)]
+    lines += ["f " + " ".join(str(k + 1) for k in face) for face in FACES]
+    (tmp_path / "a.obj").write_text("\r\n".join(lines), encoding="latin-1")
+    mesh = load(tmp_path / "a.obj", up="z")
+    np.testing.assert_allclose(mesh.vertices, NORMALISED, atol=1e-6)
+
+
+def ply(path, form, faces):
+    """A PLY of polygons, text or binary."""
+    head = f"ply\nformat {form} 1.0\nelement vertex 4\n"
+    head += "".join(f"property float {axis}\n" for axis in "xyz")
+    head += f"element face {len(faces)}\nproperty list uchar int vertex_index\n"
+    rows = [[len(face), *face] for face in faces]
+    if form == "ascii":
+        body = "\n".join(" ".join(str(x) for x in row) for row in [*CORNERS, *rows])
+        path.write_text(head + "end_header\n" + body + "\n")
+    else:
+        body = b"".join(struct.pack(f"<B{row[0]}i", *row) for row in rows)
+        path.write_bytes((head + "end_header\n").encode() + CORNERS.tobytes() + body)
+    return path
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
+def test_polygons_of_a_ply(form, tmp_path):
+    assert len(load(ply(tmp_path / "a.ply", form, FACES.tolist())).faces) == 4
+    assert len(load(ply(tmp_path / "b.ply", form, [[0, 1, 2, 3]])).faces) == 2
+    mixed = ply(tmp_path / "c.ply", form, [[0, 1, 2, 3], [0, 1, 2]])
+    if form == "ascii":
+        assert len(load(mixed).faces) == 3
+    else:  # trimesh reads one size only
+        with pytest.raises(ValueError, match="mixes polygons of several sizes"):
+            load(mixed)
+
+
 def tree_of_nodes():
     """Two meshes; the second one is seen twice: turned and moved, and mirrored."""
     small = CORNERS / 4
