@@ -35,13 +35,10 @@ def radar(report: Report) -> str | None:
     for (name, step), found in lines.items():
         colour, dashed = _look(report, name, step)
         points = [
-            (
-                spoke,
-                found[spoke],
-                _point(i / len(spokes), (found[spoke] - low), high - low),
-            )
+            (spoke, found[spoke], _point(i / len(spokes), share))
             for i, spoke in enumerate(spokes)
             if spoke in found
+            for share in [(found[spoke] - low) / (high - low)]
         ]
         parts.append(_line(f"{name} {step}", points, colour, dashed))
     parts.append(_legend(report, lines))
@@ -61,7 +58,7 @@ def _lines(report: Report, metric: str) -> dict[tuple[str, str], dict[str, float
     lines = {}
     for system, step in columns(report):
         means = {
-            name: found[metric]["mean"]
+            name: float(found[metric]["mean"])
             for name, found in system["categories"].get(step, {}).items()
             if found.get(metric, {}).get("mean") is not None
         }
@@ -82,9 +79,9 @@ def _scale(low: float, high: float) -> tuple[float, float, float]:
     raise AssertionError((low, high))
 
 
-def _point(turn: float, value: float, whole: float) -> tuple[float, float]:
-    """Where a value is: `turn` of a circle clockwise from the top."""
-    angle, distance = 2 * math.pi * turn, _RADIUS * value / whole
+def _point(turn: float, share: float) -> tuple[float, float]:
+    """`turn` of a circle clockwise from the top, `share` of the radius outwards."""
+    angle, distance = 2 * math.pi * turn, _RADIUS * share
     x = _WIDTH / 2 + distance * math.sin(angle)
     return round(x, 1), round(_HEIGHT / 2 - distance * math.cos(angle), 1)
 
@@ -93,18 +90,18 @@ def _grid(spokes: list[str], low: float, high: float, ring: float) -> str:
     parts = []
     digits = max(0, 1 - math.floor(math.log10(ring)))
     for k in range(1, _RINGS + 1):
-        corners = [_point(i / len(spokes), k, _RINGS) for i in range(len(spokes))]
+        corners = [_point(i / len(spokes), k / _RINGS) for i in range(len(spokes))]
         parts.append(
             f'<polygon points="{_joined(corners)}" fill="none" stroke="currentColor" '
             'stroke-opacity=".18"/>'
         )
     for i, spoke in enumerate(spokes):
-        x, y = _point(i / len(spokes), 1, 1)
+        x, y = _point(i / len(spokes), 1.0)
         parts.append(
             f'<line x1="{_WIDTH / 2}" y1="{_HEIGHT / 2}" x2="{x}" y2="{y}" '
             'stroke="currentColor" stroke-opacity=".18"/>'
         )
-        x, y = _point(i / len(spokes), 1.09, 1)
+        x, y = _point(i / len(spokes), 1.09)
         side = x - _WIDTH / 2
         anchor = "middle" if abs(side) < 20 else "start" if side > 0 else "end"
         name = spoke if len(spoke) <= 24 else spoke[:23] + "…"
@@ -113,7 +110,7 @@ def _grid(spokes: list[str], low: float, high: float, ring: float) -> str:
             f"{html.escape(name)}</text>"
         )
     for k in range(_RINGS + 1):
-        _, y = _point(0, k, _RINGS)
+        _, y = _point(0.0, k / _RINGS)
         text = fixed(low + (high - low) * k / _RINGS, digits)
         parts.append(
             f'<text x="{_WIDTH / 2 + 5}" y="{y + 3}" font-size="10" '

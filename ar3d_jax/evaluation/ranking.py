@@ -28,7 +28,7 @@ class Ranked:
     objects: tuple[Thing, ...]
 
 
-def value_of(thing: Thing, step: str, metric: str) -> float | None:
+def value_of(thing: Thing, step: str, metric: str) -> float | int | None:
     """An object's value; None where it has none."""
     return thing["steps"].get(step, {}).get("values", {}).get(metric)
 

@@ -50,7 +50,7 @@ class Table:
     note: str = ""
 
 
-def fixed(value: float | None, digits: int, sign: str = "") -> str:
+def fixed(value: float | int | None, digits: int, sign: str = "") -> str:
     """A number with that many decimals and a real minus; a dash for None.
 
     Args:

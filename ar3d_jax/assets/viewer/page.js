@@ -14,15 +14,27 @@ async function show(box) {
   viewer.setAttribute("interaction-prompt", "none");
   viewer.setAttribute("touch-action", "pan-y");
   viewer.setAttribute("shadow-intensity", "0.6");
-  viewer.setAttribute("exposure", "0.7");
+  viewer.setAttribute("exposure", "0.9");
   viewer.setAttribute("environment-image", "legacy"); // built in; lit from one side
   viewer.setAttribute("disable-zoom", ""); // the wheel scrolls the page ...
   viewer.addEventListener("pointerdown", () => viewer.removeAttribute("disable-zoom"));
   viewer.addEventListener("pointerleave", () => viewer.setAttribute("disable-zoom", ""));
-  viewer.addEventListener("load", () => (box.dataset.state = "shown"));
+  viewer.addEventListener("load", () => {
+    paint(viewer.model.materials);
+    box.dataset.state = "shown";
+  });
   viewer.addEventListener("error", () => fail(box));
   viewer.src = URL.createObjectURL(new Blob([glb], { type: "model/gltf-binary" }));
   box.replaceChildren(viewer);
+}
+
+// glTF's look of geometry without a material is a white mirror: grey clay instead.
+function paint(materials) {
+  for (const material of materials.filter((material) => material.name === "Default")) {
+    material.pbrMetallicRoughness.setBaseColorFactor([0.16, 0.17, 0.19, 1]);
+    material.pbrMetallicRoughness.setMetallicFactor(0);
+    material.pbrMetallicRoughness.setRoughnessFactor(0.8);
+  }
 }
 
 function fail(box) {
