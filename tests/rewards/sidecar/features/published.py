@@ -14,9 +14,11 @@ DINO_DIM = 64
 def views(count=3, size=300, seed=0):
     """Pictures with edges: coarse noise under fine noise."""
     random = np.random.default_rng(seed)
-    coarse = random.integers(0, 200, (count, size // 20, size // 20, 3))
+    cells = -(-size // 20)
+    coarse = random.integers(0, 200, (count, cells, cells, 3))
     fine = random.integers(0, 55, (count, size, size, 3))
-    return (np.kron(coarse, np.ones((1, 20, 20, 1), int)) + fine).astype(np.uint8)
+    blocks = np.kron(coarse, np.ones((1, 20, 20, 1), int))[:, :size, :size]
+    return (blocks + fine).astype(np.uint8)
 
 
 def _unlike(model, seed=0):
