@@ -28,7 +28,7 @@ class Pictures:
         """The views at the set's size, by its mean and std."""
         key = (kind.size, kind.mean, kind.std)
         if key not in self._made:
-            mean, std = np.float32(kind.mean), np.float32(kind.std)
+            mean, std = np.array([kind.mean, kind.std], np.float32)
             pictures = (self._resized(kind.size) - mean) / std
             self._made[key] = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
         return self._made[key]
