@@ -112,10 +112,11 @@ def _test_texts(
         assets = list(read_assets(path))
         ids = {asset.sha256 for asset in assets}
         texts[TEST_SET] = [text for asset in assets for text in asset.captions]
-    threshold = settings.threshold
-    return {k: NearDuplicates(dict.fromkeys(v), threshold) for k, v in texts.items()}, (
-        ids
-    )
+    indexes = {
+        name: NearDuplicates(dict.fromkeys(found), settings.threshold)
+        for name, found in texts.items()
+    }
+    return indexes, ids
 
 
 def _read_source(
@@ -123,7 +124,7 @@ def _read_source(
 ) -> _Source:
     """One caption of every usable row. `seen` gets the ids."""
     names = ("rows", "test_object", "repeated", "low_score", "no_caption", "no_short")
-    counts = dict.fromkeys(names, 0)
+    counts: dict[str, int] = dict.fromkeys(names, 0)
     candidates = []
     for asset in read_assets(path, required=("aesthetic_score",)):
         counts["rows"] += 1

@@ -293,7 +293,8 @@ def load_held_out(path: Path) -> HeldOut:
         UserError: The file is missing or broken.
     """
     remedy = f"python -m ar3d_jax.data.catalog --out=data/catalog --held_out={path}"
-    with reading(path, remedy), np.load(path) as arrays:
+    # Opened here: numpy leaves a broken file open.
+    with reading(path, remedy), path.open("rb") as file, np.load(file) as arrays:
         return HeldOut(
             ids=arrays["ids"].tolist(),
             groups=arrays["groups"].tolist(),

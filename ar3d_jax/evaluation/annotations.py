@@ -56,17 +56,18 @@ def read_annotations(path: Path) -> list[Annotation]:
             f"annotations {path}: expected a .jsonl, .json or .csv file with columns "
             "id, caption, category"
         )
-    table = _json_list(path) if path.suffix.lower() == ".json" else read_table(path)
+    listed = path.suffix.lower() == ".json"
+    table = _json_list(path) if listed else read_table(path)
     lines: dict[str, int] = {}
     found = []
     for line, cells in table:
-        where = f"annotations {path}, row {line}"
+        where = f"annotations {path}, {'object' if listed else 'line'} {line}"
         row = _annotation(cells, path.parent, where)
         # Names of files differ by more than case on some systems.
         first = lines.setdefault(row.id.lower(), line)
         if first != line:
             raise UserError(
-                f"{where}: id {row.id!r} is in row {first} already; ids must differ, "
+                f"{where}: id {row.id!r} is in {first} already; ids must differ, "
                 "by more than capitals"
             )
         found.append(row)

@@ -218,7 +218,7 @@ def _toys4k(folder: Path) -> tuple[list[Item], list[str]]:
 
 
 def _kind(identifier: str) -> str:
-    """ "airplane" of airplane/airplane_000/airplane_000.blend and of airplane_000."""
+    """The category in airplane/airplane_000/airplane_000.blend, or in airplane_000."""
     first = identifier.split("/")[0].partition(".")[0]
     return first.rstrip("0123456789").rstrip("_-") or "unknown"
 
