@@ -20,7 +20,9 @@ class Similarity(NamedTuple):
         value: the mean over objects of each one's own similarity, in [0, 1].
         objects: each object's, in order.
         replaced: indices of the objects whose similarity was not finite. The script
-            gives them 0.0 without a word, which under "lower is better" is the best.
+            gives them 0.0 without a word, which under "lower is better" is the best
+            (features that are NaN already raise in its library, and the object is
+            dropped; here they are flagged as well).
     """
 
     value: float

@@ -23,7 +23,7 @@ def voxel_iou(a: Bool[np.ndarray, "R R R"], b: Bool[np.ndarray, "R R R"]) -> flo
 def diversity(voxels: Bool[np.ndarray, "n R R R"]) -> float:
     """Mean IoU over all pairs of grids, 0 to 1: lower is more diverse.
 
-    Paired as `voxel_iou`, so 1 says that all are the same. NaN below two grids.
+    1 says that all are the same; IoU as `voxel_iou`. NaN below two grids.
     """
     n = len(voxels)
     if n < 2:
