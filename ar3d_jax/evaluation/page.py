@@ -194,11 +194,13 @@ def _cell(cell: str | Number, kind: str) -> str:
 
 
 def _results(report: Report) -> str:
-    differences = tables.differences(report)
-    body = _table(tables.overall(report))
-    if differences:
-        body += f"<h3>{differences.title}</h3>\n{_table(differences)}"
-    return body
+    found = [tables.overall(report), tables.differences(report)]
+    parts = [
+        f"<div><h3>{_text(table.title)}</h3>\n{_table(table)}</div>"
+        for table in found
+        if table
+    ]
+    return f'<div class="results">{"".join(parts)}</div>'
 
 
 def _categories(report: Report, picture: str | None) -> str:

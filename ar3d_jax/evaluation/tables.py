@@ -226,12 +226,11 @@ def failures(report: Report) -> Table | None:
 def explained(report: Report) -> Table:
     """What each metric says."""
     rows = [
-        (about["label"], f"{better} is better" if better else "", about["about"])
-        for about in report["metrics"].values()
-        for better in [about["better"]]
+        (named(report, metric), about["about"])
+        for metric, about in report["metrics"].items()
     ]
-    head = (("metric",), ("",), ("what it is",))
-    return Table("Metrics", head, tuple(rows))
+    note = "↑ higher is better, ↓ lower is better."
+    return Table("Metrics", (("metric",), ("what it is",)), tuple(rows), note)
 
 
 def protocol(report: Report) -> Table:

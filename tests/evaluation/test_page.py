@@ -123,6 +123,17 @@ def test_a_mesh_that_a_browser_cannot_read_is_said(tmp_path, opened):
     assert "cannot show" in page.locator(".viewer[data-state=failed]").inner_text()
 
 
+def test_a_browser_without_3d_says_so(tmp_path, browser):
+    report.write(tmp_path, small.two_objects(tmp_path))
+    page = browser.new_page()
+    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    page.goto((tmp_path / "index.html").as_uri())
+    page.locator(".viewer").first.scroll_into_view_if_needed()
+    page.locator(".viewer[data-state=failed]").first.wait_for()
+    assert page.locator("model-viewer").count() == 0
+    page.close()
+
+
 def test_what_users_wrote_does_not_run(tmp_path, opened):
     made = small.two_objects(tmp_path)
     made["benchmark"]["name"] = made["benchmark"]["notes"][0] = EVIL

@@ -2,7 +2,10 @@
 // in the page itself; nothing is fetched from anywhere else.
 "use strict";
 
+const drawing = document.createElement("canvas").getContext("webgl2") !== null;
+
 async function show(box) {
+  if (!drawing) return fail(box);
   const packed = atob(document.getElementById(box.dataset.mesh).textContent);
   const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
