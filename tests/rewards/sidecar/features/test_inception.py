@@ -1,7 +1,7 @@
 """The FID Inception against pytorch-fid's own code.
 
 The golden numbers are `InceptionV3().eval()` of pytorch-fid 0.3.0 (its inception.py, on
-torchvision 0.29.1's Inception blocks, torch 2.13 on a CPU), its weights replaced by those
+torchvision 0.29.1, torch 2.13 on a CPU), its weights replaced by those
 of `published.inception`, on `VIEWS / 255`: every 128th of the 2048 numbers per picture,
 their sum and the sum of their squares.
 """
