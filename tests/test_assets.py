@@ -52,7 +52,11 @@ def test_all_files_are_small_together():
 
 
 @pytest.mark.parametrize(
-    "name", ["codec.safetensors", "policy/model.safetensors", "scorers.safetensors"]
+    "name",
+    [
+        *("codec.safetensors", "policy/model.safetensors", "scorers.safetensors"),
+        "judge.safetensors",
+    ],
 )
 def test_weights_are_half_precision_and_finite(name):
     with safetensors.safe_open(str(TINY / name), framework="numpy") as file:
