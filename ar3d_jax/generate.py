@@ -267,6 +267,8 @@ def main(_: list[str]) -> None:
     if not any(prompt.text.strip() for prompt in prompts):
         raise UserError('no prompt; expected --prompt="a chair" or --prompts=FILE')
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
+    if values.best and not checkpoint:
+        raise UserError("--best without --checkpoint; expected the workdir of a run")
     config = checkpoint_config(checkpoint) if checkpoint else _untrained(values)
     mesh = MeshConfig(fsdp=values.fsdp, tp=values.tp)  # the training's may be larger
     config = dataclasses.replace(config, seed=values.seed, mesh=mesh)

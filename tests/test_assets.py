@@ -68,7 +68,11 @@ def test_the_viewer_is_the_published_one_and_has_its_licences():
 
 
 @pytest.mark.parametrize(
-    "name", ["codec.safetensors", "policy/model.safetensors", "scorers.safetensors"]
+    "name",
+    [
+        *("codec.safetensors", "policy/model.safetensors", "scorers.safetensors"),
+        "judge.safetensors",
+    ],
 )
 def test_weights_are_half_precision_and_finite(name):
     with safetensors.safe_open(str(TINY / name), framework="numpy") as file:

@@ -122,8 +122,8 @@ def train(
     torch.manual_seed(seed)
     objects = sort_into_classes(load_catalog(catalog_folder))
     recoded = train_embedded.Recoded.load(catalog_folder / "recoded.npz")
-    changed, _ = train_embedded.draw_all(
-        catalog_folder, objects, recoded, seed=DRAWING_SEED, processes=processes
+    changed = train_embedded.draw_changed(
+        catalog_folder, recoded, seed=DRAWING_SEED, processes=processes
     )
     batches = JudgeBatches(changed, objects, np.arange(len(changed)), seed)
     judge.Judge(*train_encoders(batches, steps=steps), {}).save(out)
