@@ -9,7 +9,7 @@ time and memory as real ones; `embedded` is the shipped judge. By set:
 
 - `objects_per_s`: the networks' process alone, pictures resized and vectors written;
 - `together_per_s`: from `submit` to `collect`, drawing beside it;
-- `share`: of all processor-like seconds, drawing's and the set's, the set's;
+- `share`: the set's seconds among them and the workers' together;
 - `peak_mib` of that process, and `gpu_mib` where there is a GPU;
 - `library_per_s`, the peer in the same run: transformers' own processor and model, one
   view after the other, from the same files (Inception: no library has it);
