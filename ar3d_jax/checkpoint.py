@@ -158,6 +158,14 @@ class Checkpoints:
             )
         return None
 
+    def discard_after(self, step: int) -> int | None:
+        """Deletes the checkpoints of later steps; the newest step that is left."""
+        self.wait()
+        for later in self._orbax.all_steps():
+            if later > step:
+                self._orbax.delete(later)
+        return self._orbax.latest_step()
+
     def wait(self) -> None:
         """Returns when what was saved is on the disk.
 

@@ -383,6 +383,8 @@ class RewardsConfig:
     )
     threads: int = 1  # torch threads of the sidecar; 1 on 2 cores beside two workers
     points: int = 2048  # surface points per object for category and parts; our choice
+    judge: bool = False  # load it beside the scorers; training does for `eval_every`.
+    # Never a reward: it has no weight, and no role may name it as its scorer
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not exist."""
@@ -406,7 +408,12 @@ class RewardsConfig:
         )
 
     def roles(self, step: str) -> tuple[str, ...]:
-        """Roles of the "coarse" or "refined" step with a weight: those are scored."""
+        """Roles that are scored: of "coarse" or "refined", those that have a weight.
+
+        "judge", held-out evaluation, has the role of that name where it is loaded.
+        """
+        if step == "judge":
+            return ("judge",) if self.judge else ()
         weights = dataclasses.asdict(getattr(self.weights, step))
         return tuple(role for role, weight in weights.items() if weight != 0)
 
@@ -417,16 +424,30 @@ class RenderConfig:
 
     views: int = 6  # paper: six views, for rewards and for evaluation
     size: int = 224  # pixels along one side; paper: open; the scorers' input size
-    pitch_deg: float = 30.0  # elevation; paper: open
+    cameras: str = "ring"  # ring, hammersley (a sphere of views), or a transforms.json
+    pitch_deg: float = 30.0  # elevation of the ring; paper: open
     radius: float = 2.0  # camera distance, object's longest side = 1; TRELLIS's
     fov_deg: float = 40.0  # TRELLIS's
+    background: str = "white"  # or black; paper: open; judges differ, white is usual
+    light: str = "shoulder"  # or camera: straight from the lens, as the paper's script
+    colours: bool = False  # draw a mesh file's own colours; else light grey
+    max_faces: int = 5_000_000  # a mesh file with more is refused; our choice: 10 s
     workers: int = 2  # drawing processes; one per core
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.views >= 1, "render.views", self.views, "1 or more")
-        _require(self.workers >= 1, "render.workers", self.workers, "1 or more")
+        for name in ("views", "workers", "max_faces"):
+            value = getattr(self, name)
+            _require(value >= 1, f"render.{name}", value, "1 or more")
         _require(self.size >= 16, "render.size", self.size, "16 pixels or more")
+        _choice("render.background", self.background, "white", "black")
+        _choice("render.light", self.light, "shoulder", "camera")
+        _require(
+            self.cameras in ("ring", "hammersley") or self.cameras.endswith(".json"),
+            "render.cameras",
+            self.cameras,
+            "ring, hammersley or the path of a transforms.json",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -502,10 +523,15 @@ class EvaluationConfig:
     prompts: int = (
         4  # fixed held-out prompts drawn into samples/; our choice: one screen
     )
+    judged: int = 24  # fixed held-out prompts, a group of each, that the judge sees;
+    # our choice: two of the tiny preset's rollouts, 5% of its time
+    keep_best: bool = True  # the checkpoint that the judge likes best stays, as best/
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(self.prompts >= 1, "evaluation.prompts", self.prompts, "1 or more")
+        for name in ("prompts", "judged"):
+            value = getattr(self, name)
+            _require(value >= 1, f"evaluation.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,7 +565,7 @@ class Config:
     group_size: int = 8  # G; paper: 8
     paradigm: str = "higrpo"  # the paper's method; one-step grpo comes later
     checkpoint_every: int = 10  # steps; our choice: minutes of work at risk
-    eval_every: int = 0  # 0: off; held-out judging comes later
+    eval_every: int = 20  # steps between held-out evaluations, 0: off; our choice
     policy: PolicyConfig = PolicyConfig()  # the language model
     lora: LoraConfig = LoraConfig()  # train thin matrices instead of all weights
     codec: CodecConfig = CodecConfig()  # shape tokens <-> voxels
@@ -576,12 +602,7 @@ class Config:
             "1 or more",
         )
         _choice("paradigm", self.paradigm, "higrpo")
-        _require(
-            self.eval_every == 0,
-            "eval_every",
-            self.eval_every,
-            "0 (held-out judging is not built yet)",
-        )
+        _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
         rows = self.prompts_per_step * self.group_size
         _require(
             rows % self.objective.micro_batch == 0
@@ -615,6 +636,91 @@ class Config:
                     value,
                     f"a multiple of {axis}={devices}: devices share it",
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureWeightsConfig:
+    """Where each feature set's network is: a file, a folder, or a Hugging Face id."""
+
+    embedded: str = "embedded"  # the shipped judge: never a reward
+    clip_b32: str = "openai/clip-vit-base-patch32"  # the paper's public script: B/32
+    clip_l14: str = "openai/clip-vit-large-patch14"  # TRELLIS, as others rebuilt it
+    dinov2_b14: str = "facebook/dinov2-base"  # the paper's public script
+    dinov2_l14: str = "facebook/dinov2-large"  # dgm-eval's; TRELLIS: open
+    inception: str = ""  # pt_inception-2015-12-05-6726825d.pth, of pytorch-fid
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """The networks that look at an evaluation's pictures, and their process."""
+
+    sets: tuple[str, ...] = ("embedded",)  # what is measured; each costs its time
+    weights: FeatureWeightsConfig = FeatureWeightsConfig()  # of each set
+    threads: int = 2  # torch threads of the process; our choice
+    device: str = "auto"  # auto: a GPU where there is one; cpu, cuda
+    points: int = 16_384  # of a surface, for Chamfer and F-score: fewer limit it
+    deadline_s: float = 36_000.0  # for all objects; then missing
+
+    def __post_init__(self) -> None:
+        """Raises UserError for sets that do not exist."""
+        known = [field.name for field in dataclasses.fields(FeatureWeightsConfig)]
+        for name in self.sets:
+            _choice("features.sets", name, *known)
+        _require(
+            bool(self.sets) and len(set(self.sets)) == len(self.sets),
+            "features.sets",
+            self.sets,
+            f"one or more different ones of {', '.join(known)}",
+        )
+        _choice("features.device", self.device, "auto", "cpu", "cuda")
+        for name in ("threads", "points"):
+            value = getattr(self, name)
+            _require(value >= 1, f"features.{name}", value, "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation, `evaluate.py`."""
+
+    preset: str = "tiny"  # which preset of the config file this came from
+    benchmark: str = "catalog"  # catalog, reasoning249, toys4k, mme3dr
+    data: str = ""  # toys4k: its folder; mme3dr: the annotation file
+    count: int = 0  # of the benchmark's objects, the first; 0: all
+    protocol: str = "trellis"  # or eval_py_compat, the public script's numbers
+    size: int = 224  # pixels of a picture; trellis: 512; the embedded judge sees 112
+    seeds: tuple[int, ...] = (0,)  # one object per prompt and seed; paper: open
+    batch: int = 16  # prompts sampled at once; our choice
+    features: FeaturesConfig = FeaturesConfig()  # networks
+    workers: int = 2  # drawing processes; one per core
+    colours: bool = False  # draw mesh files in their own colours; else grey geometry
+    up: str = "y"  # the up axis of the files in --meshes; glTF says y
+    max_faces: int = 5_000_000  # a file with more is refused; our choice: 10 s
+    kd_subsets: int = 100  # random subsets of the kernel distance; dgm-eval's
+    kd_subset_size: int = 1000  # vectors in each, or all there are; dgm-eval's
+    resamples: int = 200  # bootstrap over objects for standard errors; our choice
+    shown: int = 6  # best and worst objects in the report; our choice
+    mesh: MeshConfig = MeshConfig()  # devices that sample
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        names = ("catalog", "reasoning249", "toys4k", "mme3dr")
+        _choice("benchmark", self.benchmark, *names)
+        _choice("protocol", self.protocol, "trellis", "eval_py_compat")
+        _choice("up", self.up, "y", "z")
+        _require(self.count >= 0, "count", self.count, "0 (all) or more")
+        _require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            "seeds",
+            self.seeds,
+            "one or more different numbers",
+        )
+        _require(self.resamples >= 2, "resamples", self.resamples, "2 or more")
+        _require(
+            self.kd_subset_size >= 2, "kd_subset_size", self.kd_subset_size, "2 or more"
+        )
+        for name in ("size", "batch", "workers", "max_faces", "kd_subsets", "shown"):
+            value = getattr(self, name)
+            _require(value >= 1, name, value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)

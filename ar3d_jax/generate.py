@@ -30,6 +30,7 @@ from ar3d_jax.config import (
 )
 from ar3d_jax.data.prompts import Prompt, read_prompts
 from ar3d_jax.errors import UserError, writing
+from ar3d_jax.held_out import BEST
 from ar3d_jax.models import (
     Models,
     decode_rows,
@@ -69,7 +70,7 @@ def generate_objects(
     mesh = jax.sharding.get_mesh().shape
     batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))
-    sample = _shapes_alone if one_step else _both_steps
+    sample = sample_at_once if one_step else sample_both_steps
     plans, codes = sample(models, policy, filled, key, cfg, group_size)
     rows = np.arange(len(texts)) * group_size
     logits = {
@@ -106,14 +107,19 @@ Plans = dict[str, list[str]]  # by which, of each row
 Codes = dict[str, np.ndarray]  # by step, [rows, M]
 
 
-def _both_steps(
+def sample_both_steps(
     models: Models,
     policy: Decoder,
     texts: list[str],
     key: jax.Array,
     cfg: RolloutConfig,
-    group_size: int,
+    group_size: int = 1,
 ) -> tuple[Plans, Codes]:
+    """Plans and coarse and refined shapes of each text; all hosts get all of them.
+
+    Raises:
+        UserError: a text is too long.
+    """
     rollout = roll_out(models, policy, texts, key, cfg, group_size=group_size)
     return {
         "global": plan_texts(rollout.coarse, models.tokenizer),
@@ -124,14 +130,19 @@ def _both_steps(
     }
 
 
-def _shapes_alone(
+def sample_at_once(
     models: Models,
     policy: Decoder,
     texts: list[str],
     key: jax.Array,
     cfg: RolloutConfig,
-    group_size: int,
+    group_size: int = 1,
 ) -> tuple[Plans, Codes]:
+    """A shape of each text, without a plan, as the paper's published model answers.
+
+    Raises:
+        UserError: a text is too long.
+    """
     prompts = chat.encode_direct(models.tokenizer, texts, cfg.prompt_tokens)
     sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
     shapes = rollout_one_step(policy, *prompts, cfg, models.vocab, key, **sizes)
@@ -158,13 +169,16 @@ def checkpoint_config(folder: Path) -> Config:
         ) from error
 
 
-def load_trained(base: Decoder, config: LoraConfig, folder: Path) -> Decoder:
+def load_trained(
+    base: Decoder, config: LoraConfig, folder: Path, *, best: bool = False
+) -> Decoder:
     """The policy of the newest checkpoint in a workdir, whose run may be going on.
 
     Args:
         base: of the sizes of the trained one; with LoRA, the policy it began with.
         config: the training's.
         folder: the workdir.
+        best: rather the one that the judge of its held-out evaluations likes best.
 
     Raises:
         UserError: there is none that fits.
@@ -172,12 +186,11 @@ def load_trained(base: Decoder, config: LoraConfig, folder: Path) -> Decoder:
     template = base
     if config.rank:
         template = lora.attach(base, config, jax.random.key(0))
-    with Checkpoints(
-        folder / "checkpoints", keep=1, settings={}, read_only=True
-    ) as checkpoints:
+    place = folder / (BEST if best else "checkpoints")
+    with Checkpoints(place, keep=1, settings={}, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest({"policy": lora.trained(template)})
     if restored is None:
-        raise UserError(f"{folder} has no checkpoint yet; train first")
+        raise UserError(f"{place} has no checkpoint yet; train first")
     return lora.with_trained(template, restored[0]["policy"])
 
 
@@ -187,6 +200,7 @@ def generate(
     checkpoint: Path | None,
     out: Path,
     *,
+    best: bool = False,
     one_step: bool = False,
 ) -> None:
     """Writes the gallery of `prompts` to `out`.
@@ -202,7 +216,7 @@ def generate(
         chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)  # all fit
         policy = models.policy
         if checkpoint:
-            policy = load_trained(policy, config.lora, checkpoint)
+            policy = load_trained(policy, config.lora, checkpoint, best=best)
         drawing = Scoring(
             config.render, None, config.codec.resolution, 2 * batch, out / "logs"
         )
@@ -230,6 +244,7 @@ def _define_flags() -> None:
     flags.DEFINE_multi_string("prompt", [], "text of one object; may be repeated")
     flags.DEFINE_string("prompts", "", "a .txt, .csv or .jsonl file of prompts")
     flags.DEFINE_string("checkpoint", "", "workdir of a training; else shipped weights")
+    flags.DEFINE_bool("best", False, "with --checkpoint: what the judge likes best")
     flags.DEFINE_string(
         "config", "", "without a checkpoint: a FILE.py[:PRESET] of train"
     )
@@ -252,11 +267,15 @@ def main(_: list[str]) -> None:
     if not any(prompt.text.strip() for prompt in prompts):
         raise UserError('no prompt; expected --prompt="a chair" or --prompts=FILE')
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
+    if values.best and not checkpoint:
+        raise UserError("--best without --checkpoint; expected the workdir of a run")
     config = checkpoint_config(checkpoint) if checkpoint else _untrained(values)
     mesh = MeshConfig(fsdp=values.fsdp, tp=values.tp)  # the training's may be larger
     config = dataclasses.replace(config, seed=values.seed, mesh=mesh)
     out = Path(values.out)
-    generate(prompts, config, checkpoint, out, one_step=values.one_step)
+    generate(
+        prompts, config, checkpoint, out, best=values.best, one_step=values.one_step
+    )
 
 
 def _untrained(values: flags.FlagValues) -> Config:

@@ -100,8 +100,8 @@ class RunLog:
         self._shown = shown
         self._path = workdir / "metrics.jsonl"
         with writing(workdir):
-            _keep_lines_before(self._path, first_step)
-            self._lines = _DurableFile(self._path)
+            keep_lines_before(self._path, first_step)
+            self._lines = DurableFile(self._path)
             self._events = _EventFile(workdir, first_step) if tensorboard else None
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", dynamic_ncols=True
@@ -123,7 +123,7 @@ class RunLog:
             raise ValueError(
                 f"metrics differ from the contract by {sorted(wrong ^ self._exact)}"
             )
-        numbers = {name: _number(value) for name, value in values.items()}
+        numbers = {name: number(value) for name, value in values.items()}
         line = json.dumps({"step": step} | numbers, allow_nan=False) + "\n"
         with writing(self._path):
             self._lines.write(line.encode())
@@ -184,17 +184,17 @@ class NoLog:
         print(line, file=sys.stderr, flush=True)
 
 
-def _number(value: Any) -> float | int | None:
-    number = np.asarray(value).item()
-    return number if math.isfinite(number) else None
+def number(value: Any) -> float | int | None:
+    """A scalar as JSON has it: NaN and infinity are None."""
+    scalar = np.asarray(value).item()
+    return scalar if math.isfinite(scalar) else None
 
 
-def _keep_lines_before(path: Path, first_step: int) -> None:
-    """Drops the lines of later steps, and what a kill left of a line; atomically."""
-    if not path.exists():
-        return
+def lines_before(path: Path, first_step: int) -> list[bytes]:
+    """The file's lines of earlier steps, up to what a kill left of a line."""
     kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for line in lines:
         try:
             step = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
@@ -202,15 +202,23 @@ def _keep_lines_before(path: Path, first_step: int) -> None:
         if step >= first_step or not line.endswith(b"\n"):
             break
         kept.append(line)
+    return kept
+
+
+def keep_lines_before(path: Path, first_step: int) -> None:
+    """Drops all other lines of the file, if there is one; atomically."""
+    if not path.exists():
+        return
+    kept = b"".join(lines_before(path, first_step))
     replacement = path.with_suffix(".jsonl.new")
     with replacement.open("wb") as file:
-        file.write(b"".join(kept))
+        file.write(kept)
         file.flush()
         os.fsync(file.fileno())
     replacement.replace(path)
 
 
-class _DurableFile:
+class DurableFile:
     """A file to append to; what `write` returned from is on the disk.
 
     Unbuffered: a buffer that met a full disk would try again, and fail again, when the
@@ -218,17 +226,21 @@ class _DurableFile:
     """
 
     def __init__(self, path: Path) -> None:
+        """Creates the file if there is none."""
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
+        """All of it."""
         left = memoryview(data)
         while left:
             left = left[self._file.write(left) :]
 
     def flush(self) -> None:
+        """Waits for the disk itself."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """No more writes."""
         self._file.close()
 
 
@@ -238,7 +250,7 @@ class _EventFile:
     def __init__(self, folder: Path, first_step: int) -> None:
         origin = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         path = folder / f"events.out.tfevents.{origin}"
-        self._records = RecordWriter(_DurableFile(path))
+        self._records = RecordWriter(DurableFile(path))
         self._record(event_pb2.Event(file_version="brain.Event:2"))
         # TensorBoard hides what earlier files hold from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

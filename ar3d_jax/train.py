@@ -8,11 +8,12 @@ status 0. On several hosts, one process runs on each (`--hosts`), with the same 
 and a workdir that all can reach; `hosts.py` says who does what.
 
 Not here: how any of it is done. Sampling is `rollout/two_step.py`, drawing and scoring
-`rewards/client.py`, the loss `higrpo/objective.py`, files `checkpoint.py`,
-`metrics.py` and `gallery.py`.
+`rewards/client.py`, the loss `higrpo/objective.py`, evaluation by a judge that is no
+reward `held_out.py`, files `checkpoint.py`, `metrics.py` and `gallery.py`.
 """
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import signal
@@ -33,6 +34,7 @@ from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.generate import generate_objects
+from ar3d_jax.held_out import held_out
 from ar3d_jax.higrpo.update import (
     ScoredRollouts,
     from_saved,
@@ -62,6 +64,7 @@ SAME_RUN = (
     "policy.weights",  # the reference
     *("lora.", "codec.", "rollout.", "data."),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
+    "evaluation.judged",
     *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
 )
 
@@ -124,15 +127,27 @@ def main(config: Config, workdir: str) -> None:
         scoring = stack.enter_context(
             Scoring(
                 config.render,
-                config.rewards,
+                dataclasses.replace(config.rewards, judge=config.eval_every > 0),
                 config.codec.resolution,
                 slots=2 * len(own),
                 log_dir=folder / "logs" / hosts.name(),
             )
         )
         log = stack.enter_context(_open_log(config, folder, first_step))
+        evaluation = stack.enter_context(
+            held_out(
+                config,
+                models,
+                scoring,
+                log.say,
+                folder,
+                key=run_key,
+                first_step=first_step,
+            )
+        )
 
         def save(step: int) -> None:
+            evaluation.wait()
             extras = {"prompts": source.get_state(), "key": run_key}
             checkpoints.save(to_save(state), step, extras)
 
@@ -164,6 +179,7 @@ def main(config: Config, workdir: str) -> None:
             "shape_tokens": config.codec.tokens,
         }
         if first_step == 0:
+            evaluation.after(0, state.policy)
             draw_samples(0)
         for step in range(first_step, config.steps):
             clock = Stopwatch()
@@ -267,8 +283,9 @@ def main(config: Config, workdir: str) -> None:
                 ),
                 "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
             }
-            log.write(step, line)
-            done, stopping = step + 1, hosts.any_of(bool(stop))
+            done = step + 1
+            log.write(step, line | evaluation.after(done, state.policy))
+            stopping = hosts.any_of(bool(stop))
             if done % config.log.samples_every == 0 or done == config.steps:
                 draw_samples(done)
             last = done == config.steps

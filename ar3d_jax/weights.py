@@ -13,13 +13,20 @@ from ar3d_jax.errors import UserError
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 # By config field: what `embedded` means, and which files of a repository are wanted.
+_ENCODER = ["model.safetensors", "*.json", "*.txt"]
 _SHIPPED = {
     "policy.weights": EMBEDDED / "policy",
     "codec.weights": EMBEDDED / "codec.safetensors",
+    "features.weights.embedded": EMBEDDED / "judge.safetensors",
 }
 _WANTED = {
     "policy.weights": ["*.safetensors", "*.json", "*.txt", "*.jinja"],
     "codec.weights": ["*.safetensors", "*.bin"],
+    # The one encoder whose repository has no safetensors.
+    "features.weights.clip_b32": [*_ENCODER, "pytorch_model.bin"],
+    "features.weights.clip_l14": _ENCODER,
+    "features.weights.dinov2_b14": _ENCODER,
+    "features.weights.dinov2_l14": _ENCODER,
 }
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -29,18 +36,19 @@ def resolve(source: str, field: str) -> Path:
 
     Args:
         source: `embedded`, a path, `owner/name` or `owner/name@revision`.
-        field: `policy.weights` or `codec.weights`.
+        field: `policy.weights`, `codec.weights` or `features.weights.<set>`.
 
     Raises:
         UserError: there is no such path, and it cannot be had from Hugging Face.
     """
-    path = _SHIPPED[field] if source == "embedded" else Path(source)
+    shipped = source == "embedded" and field in _SHIPPED
+    path = _SHIPPED[field] if shipped else Path(source)
     if path.exists():
         return path
-    if not _ID.fullmatch(source):
+    if field not in _WANTED or not _ID.fullmatch(source):
+        wanted = "a path" + " or a Hugging Face id, owner/name" * (field in _WANTED)
         raise UserError(
-            f"{field} is {source!r}: there is no such file or folder; expected a path "
-            "or a Hugging Face id, owner/name"
+            f"{field} is {source!r}: there is no such file or folder; expected {wanted}"
         )
     from huggingface_hub import snapshot_download
 

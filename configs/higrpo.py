@@ -18,6 +18,7 @@ import ml_collections
 from ar3d_jax.config import (
     CodecConfig,
     Config,
+    EvaluationConfig,
     LogConfig,
     MeshConfig,
     OptimConfig,
@@ -49,6 +50,7 @@ PAPER = Config(
     steps=1200,  # stated
     prompts_per_step=16,  # stated: 8 GPUs x batch 1 x 2 accumulation steps
     group_size=8,  # stated
+    eval_every=50,  # as checkpoints, 24 evaluations in the run
     checkpoint_every=50,  # a checkpoint with AdamW's moments is tens of GB
     # ShapeLLM-Omni, which is Qwen2.5-VL-7B with 8,194 more tokens.
     policy=PolicyConfig(
@@ -90,6 +92,7 @@ PAPER = Config(
         moment_dtype="bfloat16",  # 29 GiB in place of 57
     ),
     mesh=MeshConfig(fsdp=8),  # stated: 8 GPUs
+    evaluation=EvaluationConfig(judged=32),  # two rollouts of 16 prompts in 50 steps
     log=LogConfig(samples_every=50),
 )
 

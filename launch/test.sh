@@ -15,6 +15,11 @@ if [ ! -e "$venv/libtpu/libtpu/libtpu.so" ]; then
     || fail "pip could not install libtpu: see its message above and start again"
 fi
 export TPU_LIBRARY_PATH="$venv/libtpu/libtpu/libtpu.so"
+# A browser, for tests/evaluation/test_page.py; a system with neither the package nor
+# another of these skips what needs one. Ubuntu's package is a snap: Chrome serves there.
+has_browser() { command -v google-chrome chromium chromium-browser > /dev/null; }
+has_browser || debian_install chromium \
+  || say "no Chromium and no Chrome: the evaluation page is not tested in a browser"
 bin="$venv/bin"
 "$bin/ruff" format --check .
 "$bin/ruff" check .

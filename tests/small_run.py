@@ -43,6 +43,7 @@ def small_config(folder: pathlib.Path) -> Config:
         prompts_per_step=2,
         group_size=2,
         checkpoint_every=1,
+        eval_every=2,
         policy=PolicyConfig(
             weights=str(folder / "policy"),
             vocab_size=512,
@@ -64,7 +65,7 @@ def small_config(folder: pathlib.Path) -> Config:
         objective=ObjectiveConfig(micro_batch=2),
         rewards=RewardsConfig(points=64),
         render=RenderConfig(size=32, workers=1),
-        evaluation=EvaluationConfig(prompts=2),
+        evaluation=EvaluationConfig(prompts=2, judged=3),
         log=LogConfig(samples_every=2),
     )
 

@@ -1,5 +1,6 @@
 """The shipped files: small, complete, loadable, and worth something."""
 
+import hashlib
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ from ar3d_jax.data.prompts import held_out_prompts, read_prompts
 from ar3d_jax.models import Models, load_models, plan_texts, roll_out, shape_codes
 from ar3d_jax.sharding import make_mesh
 
-TINY = Path(ar3d_jax.__file__).parent / "assets" / "tiny"
+ASSETS = Path(ar3d_jax.__file__).parent / "assets"
+TINY = ASSETS / "tiny"
 LIMIT_MIB = 20
 
 
@@ -51,8 +53,26 @@ def test_all_files_are_small_together():
     assert size < LIMIT_MIB * 2**20
 
 
+def test_the_viewer_is_the_published_one_and_has_its_licences():
+    """NOTICE and the licence file say: 4.4.0, unchanged."""
+    viewer = ASSETS / "viewer"
+    data = (viewer / "model-viewer-umd.min.js").read_bytes()
+    assert len(data) < 1.1e6
+    digest = "d785423b1d046ea84a9f59ef6cf15f3077603e1bf938b01ced9b0240691884a2"
+    assert hashlib.sha256(data).hexdigest() == digest
+    assert b"</script" not in data.lower()  # it is pasted into pages
+    assert "Apache License" in (viewer / "model-viewer.LICENSE.txt").read_text()
+    others = (viewer / "model-viewer.third-party.txt").read_text(encoding="utf-8")
+    for name in ("three.js", "Lit", "gainmap-js", "fflate", "meshopt", "ktx", "zstd"):
+        assert name in others
+
+
 @pytest.mark.parametrize(
-    "name", ["codec.safetensors", "policy/model.safetensors", "scorers.safetensors"]
+    "name",
+    [
+        *("codec.safetensors", "policy/model.safetensors", "scorers.safetensors"),
+        "judge.safetensors",
+    ],
 )
 def test_weights_are_half_precision_and_finite(name):
     with safetensors.safe_open(str(TINY / name), framework="numpy") as file:

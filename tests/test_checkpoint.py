@@ -102,6 +102,20 @@ def test_only_the_last_ones_stay(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
 
 
+def test_later_ones_can_be_discarded_and_written_again(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.discard_after(9) is None
+        for step in (1, 2, 3):
+            checkpoints.save(make_state(step), step, {})
+        assert checkpoints.discard_after(3) == 3
+        assert checkpoints.discard_after(1) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        checkpoints.save(make_state(7), 3, {})
+        restored, step, _ = checkpoints.restore_latest(make_state(0))
+    assert step == 3
+    assert_same(restored, make_state(7))
+
+
 @pytest.mark.parametrize("damage", ["truncate", "empty", "delete", "flip", "note"])
 def test_damage_falls_back_and_says_so(tmp_path, capfd, damage):
     with open_checkpoints(tmp_path) as checkpoints:

@@ -13,6 +13,7 @@ from ar3d_jax import command
 from ar3d_jax.config import (
     Config,
     OptimConfig,
+    RewardsConfig,
     from_config_dict,
     to_config_dict,
     to_dict,
@@ -187,6 +188,8 @@ def test_defaults_are_the_tiny_preset():
         ("objective.micro_batch", 0),
         ("optim.grad_clip", 0.0),
         ("evaluation.prompts", 0),
+        ("eval_every", -1),
+        ("rewards.scorers.preference", "judge"),  # it never rewards
         ("log.samples_every", 0),
         ("log.keep_checkpoints", 0),
         ("rewards.points", 0),
@@ -214,3 +217,18 @@ def test_a_step_may_go_without_scores_but_not_both():
     refined.update(dict.fromkeys(refined, 0.0))
     with pytest.raises(UserError, match="nothing would be learnt"):
         from_config_dict(values)
+
+
+@pytest.mark.parametrize("step", ["coarse", "refined"])
+def test_the_judge_can_have_no_weight(step):
+    values = to_dict(Config())
+    values["rewards"]["weights"][step]["judge"] = 1.0
+    with pytest.raises(UserError, match=rf"unknown .* rewards.weights.{step}.judge"):
+        from_config_dict(values)
+
+
+def test_the_judge_is_no_role_of_a_reward():
+    for loaded in (True, False):
+        rewards = RewardsConfig(judge=loaded)
+        assert "judge" not in rewards.roles("coarse") + rewards.roles("refined")
+        assert rewards.roles("judge") == ("judge",) * loaded

@@ -38,6 +38,11 @@ def test_objects_from_a_training_are_the_same_each_time(trained, tmp_path):
     assert (tmp_path / "one" / "index.html").exists()
 
 
+def test_the_best_policy_of_a_training(trained, tmp_path):
+    generate(f"--checkpoint={trained}", "--best", "--prompt=a box", f"--out={tmp_path}")
+    assert (tmp_path / "a-box/refined.glb").exists()
+
+
 def test_other_weights_and_one_step(weights, tmp_path):
     """As the paper's published model: no plans, the template alone."""
     generate(
@@ -67,6 +72,7 @@ def test_bad_input_is_one_line_and_status_2(trained, tmp_path):
         (out, "--prompt=a box", "--weights=x/y"): "--weights or --codec_weights",
         (out, "--prompt=a box", "--fsdp=3"): "devices",
         (out, f"--checkpoint={trained}", f"--prompt={'word ' * 400}"): "shorten it",
+        (out, "--prompt=a box", "--best"): "--best without --checkpoint",
     }
     for flags, expected in cases.items():
         done = generate(*flags, check=False)

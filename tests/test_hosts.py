@@ -16,7 +16,7 @@ import pytest
 from ar3d_jax import hosts
 from ar3d_jax.errors import UserError
 
-VARYING = ("time/", "tokens_per_s/")  # the clock's, not the run's
+VARYING = ("time/", "tokens_per_s/", "eval/seconds")  # the clock's, not the run's
 pytestmark = pytest.mark.usefixtures("egl")
 
 
@@ -72,7 +72,7 @@ def comparable(workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-TWO = ("--config.steps=3", "--config.mesh.fsdp=2")
+TWO = ("--config.steps=3", "--config.eval_every=1", "--config.mesh.fsdp=2")
 
 
 @pytest.fixture(scope="module")

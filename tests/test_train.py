@@ -9,7 +9,12 @@ import sys
 
 import pytest
 
-VARYING = ("time/", "tokens_per_s/", "sidecar_restarts")  # the clock's, not the run's
+VARYING = (
+    "time/",
+    "tokens_per_s/",
+    "eval/seconds",
+    "sidecar_restarts",
+)  # the clock's, not the run's
 pytestmark = pytest.mark.usefixtures("egl")
 
 
@@ -46,6 +51,17 @@ def comparable(workdir: pathlib.Path) -> list[dict]:
     return [
         {k: v for k, v in line.items() if not k.startswith(VARYING)}
         for line in lines(workdir)
+    ]
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict]:
+    """Every evaluation, and at last the step of the one that was liked best."""
+    text = (workdir / "evaluations.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    best = [{"best": p.name} for p in (workdir / "best").iterdir()]
+    return [
+        {k: v for k, v in record.items() if k != "eval/seconds"}
+        for record in records + best
     ]
 
 
@@ -92,6 +108,9 @@ def test_a_run_leaves_what_the_contract_says(undisturbed):
     assert first["ratio_max"] == pytest.approx(1, abs=1e-3)
     assert first["score_missing"] == 0
     assert json.loads((undisturbed / "config.json").read_text())["steps"] == 4
+    assert [sum(k.startswith("eval/") for k in x) for x in lines(undisturbed)] == [
+        *(0, 8, 0, 8),
+    ]
     assert (undisturbed / "logs" / "sidecar.log").exists()
     assert sorted(p.name for p in (undisturbed / "samples").iterdir()) == [
         "step_0",
@@ -117,6 +136,7 @@ def test_killed_and_started_again_gives_the_same_numbers(start, undisturbed, tmp
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert comparable(tmp_path) == comparable(undisturbed)
+    assert evaluations(tmp_path) == evaluations(undisturbed)
     assert (children(), set(os.listdir("/dev/shm"))) == before
 
 
@@ -133,6 +153,7 @@ def test_sigterm_saves_and_ends_with_status_0(start, undisturbed, tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert comparable(tmp_path) == comparable(undisturbed)
+    assert evaluations(tmp_path) == evaluations(undisturbed)
 
 
 def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(

@@ -4,7 +4,8 @@
 
 writes `objects.npz` (meshes and voxels), `objects.jsonl` (one record per object, same
 order), `report.json`, `report.md` and `contact_sheet.png`; `load_catalog(DIR)` reads
-the first two. With `--prompts=FILE` it also writes the prompts that the package ships.
+the first two. `--prompts=FILE` and `--held_out=FILE` also write what the package ships:
+prompts, and the voxels of the held-out objects, which evaluations compare with.
 The `.sh3f` format is `sh3f.py`; the texts are `captions.py`; random variants for
 training are `augmentation.py`; prompts for reinforcement learning are `prompts.py`.
 """
@@ -253,6 +254,54 @@ def _prompt_row(record: dict[str, Any], number: int, text: str) -> dict[str, Any
     return row | {name: record[name] for name in kept}
 
 
+def write_held_out(catalog: Catalog, path: Path) -> None:
+    """Writes ids and voxels of the held-out objects; `load_held_out` reads them.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    rows = np.flatnonzero(catalog.held_out)
+    with writing(path):
+        np.savez_compressed(
+            path,
+            ids=np.array([catalog.objects[row]["id"] for row in rows]),
+            groups=np.array([catalog.objects[row]["group"] for row in rows]),
+            voxels=catalog.packed[rows],
+            resolution=catalog.resolution,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out objects, as shipped.
+
+    Attributes:
+        ids: Of the objects, as in `objects.jsonl`; fit for file names.
+        groups: What kind of thing each is: furniture, vehicle, ...
+        voxels: bool [n, R, R, R], surface voxels, z up.
+    """
+
+    ids: list[str]
+    groups: list[str]
+    voxels: np.ndarray
+
+
+def load_held_out(path: Path) -> HeldOut:
+    """What `write_held_out` wrote.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+    remedy = f"python -m ar3d_jax.data.catalog --out=data/catalog --held_out={path}"
+    # Opened here: numpy leaves a broken file open.
+    with reading(path, remedy), path.open("rb") as file, np.load(file) as arrays:
+        return HeldOut(
+            ids=arrays["ids"].tolist(),
+            groups=arrays["groups"].tolist(),
+            voxels=unpack(arrays["voxels"], int(arrays["resolution"])),
+        )
+
+
 def _report(
     pieces: list[tuple[Path, sh3f.Piece]], results: list[_Loaded | str]
 ) -> dict[str, Any]:
@@ -366,6 +415,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("source", SOURCE, "folder of .sh3f files, or one")
     flags.DEFINE_string("out", None, "folder to write", required=True)
     flags.DEFINE_string("prompts", "", "also write the prompts to ship to this file")
+    flags.DEFINE_string("held_out", "", "also write held-out voxels to this .npz file")
     flags.DEFINE_integer("resolution", 32, "voxels along one side", 8, 256)
     flags.DEFINE_integer("processes", multiprocessing.cpu_count(), "workers", 1)
 
@@ -383,6 +433,8 @@ def main(_: list[str]) -> None:
         prompts = Path(flags.FLAGS.prompts)
         with writing(prompts):
             _write_lines(shipped_prompts(load_catalog(out).objects), prompts)
+    if flags.FLAGS.held_out:
+        write_held_out(load_catalog(out), Path(flags.FLAGS.held_out))
     print(
         f"{out}: {report['used']} of {report['read']} objects, "
         f"{report['held_out']} held out; see report.md and contact_sheet.png"

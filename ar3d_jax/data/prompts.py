@@ -4,8 +4,13 @@
 that are drawn into `samples/`. Files: `.txt` (one prompt per line), `.csv` and `.jsonl`
 (column `prompt` or `captions`; several captions as a JSON list, one of which is chosen
 anew each epoch). The word `catalog` stands for the shipped prompts, which
-`python -m ar3d_jax.data.catalog --prompts=FILE` wrote. Training examples with shapes
-are `sft_examples.py`; tokens are made by `policy.tokenizer`.
+`python -m ar3d_jax.data.catalog --prompts=FILE` wrote, `REASONING` is the shipped test
+set of prompts. As a command,
+
+    python -m ar3d_jax.data.prompts --metadata=FOLDER --out=data/prompts.jsonl
+
+chooses the large preset's training prompts: `build_prompts.py`. Training examples with
+shapes are `sft_examples.py`; tokens are made by `policy.tokenizer`.
 """
 
 import csv
@@ -22,6 +27,7 @@ import numpy as np
 from ar3d_jax.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "tiny" / "prompts.jsonl"
+REASONING = SHIPPED.parents[1] / "reasoning249.jsonl"
 SUFFIXES = (".txt", ".csv", ".jsonl")
 _YES, _NO = ("true", "1", "yes"), ("", "false", "0", "no")  # of a column held_out
 
@@ -63,20 +69,29 @@ def read_prompts(source: str, column: str = "") -> list[PromptRow]:
     path = SHIPPED if source == "catalog" else Path(source)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"prompts file {source}: expected a {', '.join(SUFFIXES)} file")
-    text = _decode(path)
     if path.suffix.lower() == ".txt":
-        cells = [(n, {"prompt": line}) for n, line in enumerate(text.split("\n"), 1)]
+        lines = _decode(path).split("\n")
+        cells = [(n, {"prompt": line}) for n, line in enumerate(lines, 1)]
         column = "prompt"
-    elif path.suffix.lower() == ".csv":
-        cells = list(_csv_rows(text, path))
     else:
-        cells = list(_json_rows(text, path))
+        cells = read_table(path)
     column = column or _text_column(cells, path)
     rows = [_row(values, line, column, path) for line, values in cells]
     rows = [row for row in rows if row.texts]
     if not rows:
         raise UserError(f"prompts file {path} has no prompts; expected one per line")
     return rows
+
+
+def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line numbers and cells by column of a .csv or .jsonl file.
+
+    Raises:
+        UserError: No such file, not UTF-8, or malformed.
+    """
+    text = _decode(path)
+    rows = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    return list(rows(text, path))
 
 
 def _decode(path: Path) -> str:
@@ -235,3 +250,9 @@ def held_out_prompts(source: str, count: int, column: str = "") -> list[Prompt]:
     rows = read_prompts(source, column)
     chosen = [row for row in rows if row.held_out] or rows
     return [Prompt(row.id, row.texts[0]) for row in chosen[:count]]
+
+
+if __name__ == "__main__":
+    from ar3d_jax.data import build_prompts
+
+    build_prompts.command()

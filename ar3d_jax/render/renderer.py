@@ -10,9 +10,11 @@ Cameras are in `cameras.py`; which process draws what, in `workers.py`. The proc
 draws imports this file and must not load jax.
 """
 
+import contextlib
 import ctypes
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,36 +24,65 @@ from ar3d_jax.config import RenderConfig
 from ar3d_jax.errors import UserError
 from ar3d_jax.render import cameras
 from ar3d_jax.render.geometry import vertex_normals
+from ar3d_jax.render.meshes import PaintedMesh
 
 # Pictures are drawn twice as wide and high and averaged 2x2: smooth edges and shading,
 # at a third of the cost of four samples per pixel in Mesa's software rasteriser.
 OVERSAMPLE = 2
 
-# Light comes from above the camera's left shoulder, fixed to the camera; a surface that
-# faces away from it keeps the ambient part. Light grey on white: shape is all there is.
+# Directions to the light as the camera sees them. `shoulder`, our choice, shows shape:
+# it comes from above the camera's left shoulder. A surface that faces away keeps the
+# ambient part. Without colours all is light grey: shape is all there is.
+LIGHTS = {"shoulder": "vec3(-0.35, 0.6, 1.0)", "camera": "vec3(0.0, 0.0, 1.0)"}
+BACKGROUNDS = {"white": 1.0, "black": 0.0}
 VERTEX_SHADER = """
-#version 330 core
 layout(location = 0) in vec3 position;
 layout(location = 1) in vec3 normal;
 uniform mat4 world_to_picture;
 uniform mat3 world_to_camera;
 out vec3 camera_normal;
+#ifdef PAINTED
+layout(location = 2) in vec3 colour;
+layout(location = 3) in vec2 uv;
+out vec3 vertex_colour;
+out vec2 vertex_uv;
+#endif
 void main() {
     gl_Position = world_to_picture * vec4(position, 1.0);
     camera_normal = world_to_camera * normal;
+#ifdef PAINTED
+    vertex_colour = colour;
+    vertex_uv = uv;
+#endif
 }
 """
 FRAGMENT_SHADER = """
-#version 330 core
 in vec3 camera_normal;
 out vec4 colour;
-const vec3 light = normalize(vec3(-0.35, 0.6, 1.0));
+const vec3 light = normalize(LIGHT);
+#ifdef PAINTED
+in vec3 vertex_colour;
+in vec2 vertex_uv;
+uniform sampler2D picture;
+#endif
 void main() {
     vec3 normal = normalize(camera_normal);
     float diffuse = max(dot(gl_FrontFacing ? normal : -normal, light), 0.0);
     colour = vec4(vec3(0.27 + 0.6 * diffuse), 1.0);
+#ifdef PAINTED
+    colour.rgb *= vertex_colour * texture(picture, vertex_uv).rgb;
+#endif
 }
 """
+
+
+class Pipeline(NamedTuple):
+    """OpenGL's names of what draws one kind of mesh."""
+
+    program: int
+    array: int  # what the buffers mean
+    vertices: int
+    corners: int
 
 
 def open_context() -> tuple[Any, Any]:
@@ -88,7 +119,7 @@ def open_context() -> tuple[Any, Any]:
 
 
 class Renderer:
-    """Draws meshes as shaded grey geometry on white, from a ring of cameras.
+    """Draws meshes as the config says: by default grey on white, from a ring.
 
     Belongs to the thread that made it. The same mesh gives the same bits on the same
     machine, whatever was drawn before.
@@ -98,21 +129,21 @@ class Renderer:
         """Opens the context and makes all that does not depend on the mesh.
 
         Raises:
-            UserError: there is no OpenGL through EGL.
+            UserError: there is no OpenGL through EGL, or no file of such cameras.
         """
         self.config = config
+        placed = cameras.placed(config)
         self._platform, self._gl = open_context()
         gl = self._gl
-        poses = cameras.camera_poses(
-            config.views, pitch_deg=config.pitch_deg, radius=config.radius
+        world_to_camera = np.linalg.inv(placed.poses)
+        lenses = np.stack(
+            [
+                cameras.lens(*camera)
+                for camera in zip(placed.poses, placed.fov_deg, strict=True)
+            ]
         )
-        world_to_camera = np.linalg.inv(poses)
-        # The object lies within sqrt(3)/2 of the origin; the planes are just outside.
-        lens = cameras.projection(
-            config.fov_deg, near=max(0.05, config.radius - 1), far=config.radius + 1
-        )
-        lens[1] *= -1  # OpenGL's first row is the lowest; ours is the top one
-        self._to_picture = (lens @ world_to_camera).astype(np.float32)
+        lenses[:, 1] *= -1  # OpenGL's first row is the lowest; ours is the top one
+        self._to_picture = (lenses @ world_to_camera).astype(np.float32)
         self._to_camera = world_to_camera[:, :3, :3].astype(np.float32)
 
         limit = int(gl.glGetIntegerv(gl.GL_MAX_RENDERBUFFER_SIZE))
@@ -120,8 +151,8 @@ class Renderer:
         width, height = config.size, config.size * self._views_per_pass
         self._large = self._framebuffer(width * OVERSAMPLE, height * OVERSAMPLE)
         self._small = self._framebuffer(width, height)
-        self._program = self._compile()
-        self._describe_vertices()
+        self._plain = self._pipeline()
+        self._painted = self._pipeline(painted=True) if config.colours else None
 
     def _framebuffer(self, width: int, height: int) -> int:
         gl = self._gl
@@ -142,29 +173,31 @@ class Renderer:
         )
         return int(framebuffer)
 
-    def _compile(self) -> int:
+    def _pipeline(self, *, painted: bool = False) -> Pipeline:
+        """Shaders, and buffers of vertices (6 or, painted, 11 floats) and corners."""
         from OpenGL.GL import shaders
 
         gl = self._gl
         # A core-profile context validates a program against the bound vertex array.
-        gl.glBindVertexArray(gl.glGenVertexArrays(1))
-        program = shaders.compileProgram(
-            shaders.compileShader(VERTEX_SHADER.strip(), gl.GL_VERTEX_SHADER),
-            shaders.compileShader(FRAGMENT_SHADER.strip(), gl.GL_FRAGMENT_SHADER),
-        )
-        return int(program)
-
-    def _describe_vertices(self) -> None:
-        """Binds buffers for vertices (position, normal: 6 floats) and for corners."""
-        gl = self._gl
+        array = gl.glGenVertexArrays(1)
+        gl.glBindVertexArray(array)
         vertices, corners = gl.glGenBuffers(2)
         gl.glBindBuffer(gl.GL_ARRAY_BUFFER, vertices)
         gl.glBindBuffer(gl.GL_ELEMENT_ARRAY_BUFFER, corners)
-        for location, offset in ((0, 0), (1, 12)):
+        widths = (3, 3, 3, 2) if painted else (3, 3)
+        for location, width in enumerate(widths):
+            offset = ctypes.c_void_p(4 * sum(widths[:location]))
             gl.glEnableVertexAttribArray(location)
             gl.glVertexAttribPointer(
-                location, 3, gl.GL_FLOAT, False, 24, ctypes.c_void_p(offset)
+                location, width, gl.GL_FLOAT, False, 4 * sum(widths), offset
             )
+        head = "#version 330 core\n" + "#define PAINTED\n" * painted
+        fragment = FRAGMENT_SHADER.replace("LIGHT", LIGHTS[self.config.light])
+        program = shaders.compileProgram(
+            shaders.compileShader(head + VERTEX_SHADER, gl.GL_VERTEX_SHADER),
+            shaders.compileShader(head + fragment, gl.GL_FRAGMENT_SHADER),
+        )
+        return Pipeline(int(program), int(array), int(vertices), int(corners))
 
     def draw(
         self,
@@ -177,47 +210,100 @@ class Renderer:
 
         Triangles are seen from outside only (`Mesh` says which side that is), which
         halves the work for the closed surfaces of `surface.extract`; `two_sided` shows
-        both sides, for meshes from elsewhere.
+        both sides, for meshes from elsewhere. A PaintedMesh shows its colours if
+        `config.colours` is set, and then white is the grey of other meshes.
         """
         gl, size, views = self._gl, self.config.size, self.config.views
         if out is None:
             out = np.empty((views, size, size, 3), np.uint8)
         self._platform.make_current()
-        vertices = np.hstack([mesh.vertices, vertex_normals(mesh)]).astype(np.float32)
+        pipeline, columns = self._plain, [mesh.vertices, vertex_normals(mesh)]
+        textures: tuple[tuple[int, np.ndarray | None], ...] = ((len(mesh.faces), None),)
+        if self._painted and isinstance(mesh, PaintedMesh):
+            pipeline, textures = self._painted, mesh.textures
+            columns += [mesh.colours / np.float32(255), mesh.uv]
+        vertices = np.hstack(columns).astype(np.float32)
         corners = mesh.faces.astype(np.uint32)
+        gl.glUseProgram(pipeline.program)
+        gl.glBindVertexArray(pipeline.array)  # and with it the buffer of corners
+        gl.glBindBuffer(gl.GL_ARRAY_BUFFER, pipeline.vertices)
         for kind, array in (
             (gl.GL_ARRAY_BUFFER, vertices),
             (gl.GL_ELEMENT_ARRAY_BUFFER, corners),
         ):
             gl.glBufferData(kind, array.nbytes, array, gl.GL_STREAM_DRAW)
-        gl.glUseProgram(self._program)
         gl.glEnable(gl.GL_DEPTH_TEST)
-        gl.glFrontFace(gl.GL_CW)  # upside down: see `lens` above
+        gl.glFrontFace(gl.GL_CW)  # upside down: see `lenses` above
         (gl.glDisable if two_sided else gl.glEnable)(gl.GL_CULL_FACE)
         gl.glPixelStorei(gl.GL_PACK_ALIGNMENT, 1)
-        for first in range(0, views, self._views_per_pass):
-            self._draw_pass(
-                corners.size, first, out[first : first + self._views_per_pass]
-            )
+        with self._uploaded(textures, pipeline) as ranges:
+            for first in range(0, views, self._views_per_pass):
+                part = out[first : first + self._views_per_pass]
+                self._draw_pass(pipeline.program, ranges, first, part)
         return out
 
+    @contextlib.contextmanager
+    def _uploaded(
+        self, textures: tuple[tuple[int, np.ndarray | None], ...], pipeline: Pipeline
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Per range of faces: how many, and which texture; 0: this pipeline has none.
+
+        The textures are gone at the end of the block.
+        """
+        gl = self._gl
+        if pipeline is self._plain:
+            yield [(count, 0) for count, _ in textures]
+            return
+        white = np.full((1, 1, 3), 255, np.uint8)
+        names = np.atleast_1d(gl.glGenTextures(len(textures))).tolist()
+        gl.glPixelStorei(gl.GL_UNPACK_ALIGNMENT, 1)
+        for name, (_, given) in zip(names, textures, strict=True):
+            picture = np.ascontiguousarray(white if given is None else given)
+            height, width, _ = picture.shape
+            gl.glBindTexture(gl.GL_TEXTURE_2D, name)
+            gl.glTexImage2D(
+                *(gl.GL_TEXTURE_2D, 0, gl.GL_RGB8, width, height, 0),
+                *(gl.GL_RGB, gl.GL_UNSIGNED_BYTE, picture),
+            )
+            # Small pictures of large textures: without mipmaps they would sparkle.
+            gl.glGenerateMipmap(gl.GL_TEXTURE_2D)
+            gl.glTexParameteri(
+                gl.GL_TEXTURE_2D, gl.GL_TEXTURE_MIN_FILTER, gl.GL_LINEAR_MIPMAP_LINEAR
+            )
+        try:
+            counts = [count for count, _ in textures]
+            yield list(zip(counts, names, strict=True))
+        finally:
+            gl.glDeleteTextures(names)
+
     def _draw_pass(
-        self, corners: int, first: int, out: UInt8[np.ndarray, "V H W 3"]
+        self,
+        program: int,
+        ranges: list[tuple[int, int]],
+        first: int,
+        out: UInt8[np.ndarray, "V H W 3"],
     ) -> None:
         """Draws views `first`... of the uploaded mesh and reads them into `out`."""
         gl, size, large = self._gl, self.config.size, self.config.size * OVERSAMPLE
         gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._large)
-        gl.glClearColor(1.0, 1.0, 1.0, 1.0)
+        gl.glClearColor(*[BACKGROUNDS[self.config.background]] * 3, 1.0)
         gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
-        to_picture = gl.glGetUniformLocation(self._program, "world_to_picture")
-        to_camera = gl.glGetUniformLocation(self._program, "world_to_camera")
-        for row in range(len(out) if corners else 0):
+        to_picture = gl.glGetUniformLocation(program, "world_to_picture")
+        to_camera = gl.glGetUniformLocation(program, "world_to_camera")
+        for row in range(len(out)):
             gl.glViewport(0, row * large, large, large)
             gl.glUniformMatrix4fv(to_picture, 1, True, self._to_picture[first + row])
             gl.glUniformMatrix3fv(to_camera, 1, True, self._to_camera[first + row])
-            gl.glDrawElements(
-                gl.GL_TRIANGLES, corners, gl.GL_UNSIGNED_INT, ctypes.c_void_p(0)
-            )
+            start = 0
+            for faces, texture in ranges:
+                if texture:
+                    gl.glBindTexture(gl.GL_TEXTURE_2D, texture)
+                if faces:
+                    offset = ctypes.c_void_p(12 * start)
+                    gl.glDrawElements(
+                        gl.GL_TRIANGLES, 3 * faces, gl.GL_UNSIGNED_INT, offset
+                    )
+                start += faces
         gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._large)
         gl.glBindFramebuffer(gl.GL_DRAW_FRAMEBUFFER, self._small)
         # Halving with linear filtering is the mean of 2x2 pixels.

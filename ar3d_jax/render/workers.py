@@ -1,6 +1,7 @@
 """A render worker: `python -m ar3d_jax.render.workers SOCKET_FD RING_FD`.
 
-Logits in a slot become views and surface points in the same slot. `rewards/courier.py`
+Logits in a slot, or a mesh file named in the message, become views and surface points
+in the slot. `rewards/courier.py`
 starts it and keeps it alive, `rewards/wire.py` has the slots and the messages. Never
 loads jax: `draw_object` is all that a picture needs, here and wherever one is drawn
 offline.
@@ -19,6 +20,7 @@ from jaxtyping import Float, UInt8
 
 from ar3d_jax.codec import surface
 from ar3d_jax.config import RenderConfig, from_config_dict
+from ar3d_jax.render import meshes
 from ar3d_jax.render.geometry import surface_points
 from ar3d_jax.render.renderer import Renderer
 from ar3d_jax.rewards import wire
@@ -43,10 +45,37 @@ def draw_object(
         raise ValueError("the logits are not finite")
     mesh = surface.extract(logits)
     renderer.draw(mesh, views)
+    return _fill_points(mesh, points, logits)
+
+
+def draw_file(
+    renderer: Renderer,
+    path: str,
+    up: str,
+    views: UInt8[np.ndarray, "V H W 3"],
+    points: Float[np.ndarray, "n 3"],
+) -> int:
+    """Fills `views` and `points` from a mesh file; how many points are valid: all.
+
+    It is drawn from both sides, as nobody knows how it is wound. The points' seed comes
+    from its vertices.
+
+    Raises:
+        ValueError: `meshes.load` refuses it, or it has no area.
+    """
+    config = renderer.config
+    mesh = meshes.load(path, up=up, max_faces=config.max_faces, colours=config.colours)
+    renderer.draw(mesh, views, two_sided=True)
+    return _fill_points(mesh, points, mesh.vertices)
+
+
+def _fill_points(
+    mesh: surface.Mesh, points: Float[np.ndarray, "n 3"], source: np.ndarray
+) -> int:
     points[:] = 0.0
     if not len(mesh.faces):
         return 0
-    digest = hashlib.blake2b(logits.tobytes(), digest_size=8).digest()
+    digest = hashlib.blake2b(source.tobytes(), digest_size=8).digest()
     points[:] = surface_points(mesh, len(points), int.from_bytes(digest, "little"))
     return len(points)
 
@@ -64,9 +93,13 @@ def _prepare(config: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
         try:
             if ring.sequence[slot] != sequence:
                 raise ValueError(f"slot {slot} holds another object than announced")
-            ring.point_count[slot] = draw_object(
-                renderer, ring.logits[slot], ring.views[slot], ring.points[slot]
-            )
+            target = ring.views[slot], ring.points[slot]
+            if path := request.get("mesh"):
+                up = request.get("up", "y")
+                count = draw_file(renderer, path, up, *target)
+            else:
+                count = draw_object(renderer, ring.logits[slot], *target)
+            ring.point_count[slot] = count
             ring.drawn[slot] = sequence
         except Exception as error:  # one object's failure is one object's
             traceback.print_exc()

@@ -3,7 +3,7 @@
 One event loop over the children's sockets. It fills free slots, sends each object as
 far as idle children allow, replaces children that die or hang, and sends their objects
 again. The slot's life that it follows and the messages are in `wire.py`, one process's
-mechanics in `child.py`; the trainer's side is `client.py`.
+mechanics in `child.py`; the trainer's sides are `client.py` and `measuring.py`.
 """
 
 import collections
@@ -12,6 +12,8 @@ import selectors
 import threading
 import time
 from typing import Any
+
+import numpy as np
 
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards import wire
@@ -152,12 +154,10 @@ class Courier:
                     break  # all behind it are waiting, too
                 self._fill(item)
             if item.state is State.FILLED:
-                request = {"draw": item.slot, "sequence": item.sequence}
-                if self._ask(self._workers, WORKER_AHEAD, item, request):
+                if self._ask(self._workers, WORKER_AHEAD, item, item.drawing()):
                     item.state = State.DRAWING
             elif item.state is State.DRAWN:
-                request = {"score": item.slot, "sequence": item.sequence}
-                request |= {"prompt": item.prompt, "roles": item.ticket.roles}
+                request = item.ticket.question(item)
                 if self._ask(self._sidecars, SIDECAR_AHEAD, item, request):
                     item.state = State.SCORING
         for child in self._children:
@@ -173,7 +173,8 @@ class Courier:
         self._sequence += 1
         item.sequence = self._sequence
         self._ring.sequence[item.slot] = item.sequence
-        self._ring.logits[item.slot] = item.logits
+        if isinstance(item.thing, np.ndarray):
+            self._ring.logits[item.slot] = item.thing
 
     @staticmethod
     def _ask(
@@ -226,8 +227,11 @@ class Courier:
                 return True
             case {"drawn": slot, "sequence": sequence}:
                 expected, act = self._workers, self._drawn
-            case {"scored": slot, "sequence": sequence}:
-                expected, act = self._sidecars, self._scored
+            case {"scored": slot, "sequence": sequence} | {
+                "measured": slot,
+                "sequence": sequence,
+            }:
+                expected, act = self._sidecars, self._answered
             case _:
                 return False
         if child not in expected or not child.outstanding:
@@ -246,31 +250,20 @@ class Courier:
             self._settle(item, f"drawing failed: {message['error']}")
             return
         item.state = State.DRAWN
-        if item.ticket.views is not None:
-            item.ticket.views[item.index] = self._ring.views[item.slot]
-        if not self._sidecars or not item.ticket.roles:
+        item.ticket.keep_drawing(item, self._ring)
+        if not self._sidecars or not item.ticket.asked:
             self._settle(item)
 
-    def _scored(self, item: Item, message: dict[str, Any]) -> None:
-        ticket = item.ticket
-        ticket.score_s += message["seconds"]
-        for role in ticket.roles:
-            value, reason = message["scores"][role]
-            if value is None:
-                ticket.reasons[role][item.index] = reason
-            else:
-                ticket.scores[role][item.index] = value
+    def _answered(self, item: Item, message: dict[str, Any]) -> None:
+        item.ticket.score_s += message["seconds"]
+        item.ticket.keep_answer(item, self._ring, message)
         self._settle(item)
 
     def _settle(self, item: Item, failure: str | None = None) -> None:
-        """Ends an object's way; after a `failure`, without scores."""
+        """Ends an object's way; after a `failure`, without an answer."""
         ticket = item.ticket
         if failure:
-            for role in ticket.roles:
-                ticket.reasons[role][item.index] = failure
-            drawn = item.state in (State.DRAWN, State.SCORING)
-            if ticket.views is not None and not drawn:
-                ticket.views[item.index] = 255
+            ticket.fail(item, failure)
         if item.slot >= 0:
             self._free.append(item.slot)
         item.state = State.SETTLED

@@ -1,13 +1,19 @@
-"""Objects on their way through drawing and scoring, and what came of them.
+"""Objects on their way through drawing and judging, and what came of them.
 
-`client.py` makes tickets for the trainer, `courier.py` carries their items.
+`client.py` and `measuring.py` make tickets for the trainer, each of its kind;
+`courier.py` carries their items and knows no kind.
 """
 
+import abc
 import dataclasses
 import enum
+import pathlib
 import threading
+from typing import Any
 
 import numpy as np
+
+from ar3d_jax.rewards import wire
 
 
 class State(enum.Enum):
@@ -21,37 +27,103 @@ class State(enum.Enum):
     SETTLED = "settled"
 
 
-class Ticket:
+class Ticket(abc.ABC):
     """The objects of one `submit`. Only the courier's thread changes it.
 
     Attributes:
-        roles: What each object is scored for.
+        asked: What the sidecar is asked of each object: roles, or feature sets.
         deadline: In `time.monotonic` seconds.
-        scores: Role -> float32 [N]; NaN until, and unless, there is a number.
-        reasons: Role -> N texts: why there will be no number; None where there is one.
         views: uint8 [N, V, H, W, 3], or None where nobody asked to keep them.
         draw_s: Seconds that workers spent on its objects, all together.
         score_s: Seconds that the sidecar spent on them.
         unsettled: Objects that are still on their way.
-        done: Set when there are none, or when there will be no more scores.
+        done: Set when there are none, or when there will be no more answers.
     """
 
     def __init__(
         self,
-        roles: tuple[str, ...],
+        asked: tuple[str, ...],
         count: int,
         deadline: float,
         views: np.ndarray | None,
     ) -> None:
         """A ticket for `count` objects; `views` is filled with their pictures."""
-        self.roles, self.deadline, self.views = roles, deadline, views
-        self.scores = {role: np.full(count, np.nan, np.float32) for role in roles}
-        self.reasons: dict[str, list[str | None]] = {r: [None] * count for r in roles}
+        self.asked, self.deadline, self.views = asked, deadline, views
         self.draw_s = self.score_s = 0.0
         self.unsettled = count
         self.done = threading.Event()
         if not count:
             self.done.set()
+
+    @abc.abstractmethod
+    def question(self, item: "Item") -> dict[str, Any]:
+        """The request to the sidecar, of an item that is drawn."""
+
+    def keep_drawing(self, item: "Item", ring: wire.Ring) -> None:
+        """Copies what is wanted of the item's slot, which was just drawn."""
+        if self.views is not None:
+            self.views[item.index] = ring.views[item.slot]
+
+    @abc.abstractmethod
+    def keep_answer(
+        self, item: "Item", ring: wire.Ring, message: dict[str, Any]
+    ) -> None:
+        """Copies what the sidecar answered, in its message and in the slot."""
+
+    def fail(self, item: "Item", reason: str) -> None:
+        """Writes down that no answer will come; white views, unless it was drawn."""
+        if self.views is not None and not item.drawn:
+            self.views[item.index] = 255
+
+
+class Scores(Ticket):
+    """A ticket of `Scoring`.
+
+    Attributes:
+        scores: Role -> float32 [N]; NaN until, and unless, there is a number.
+        reasons: Role -> N texts: why there will be no number; None where there is one.
+    """
+
+    def __init__(
+        self,
+        asked: tuple[str, ...],
+        count: int,
+        deadline: float,
+        views: np.ndarray | None,
+    ) -> None:
+        super().__init__(asked, count, deadline, views)
+        self.scores = {role: np.full(count, np.nan, np.float32) for role in asked}
+        self.reasons: dict[str, list[str | None]] = {r: [None] * count for r in asked}
+
+    def question(self, item: "Item") -> dict[str, Any]:
+        """See `wire.py`."""
+        request = {"score": item.slot, "sequence": item.sequence}
+        return request | {"prompt": item.prompt, "roles": self.asked}
+
+    def keep_answer(
+        self, item: "Item", ring: wire.Ring, message: dict[str, Any]
+    ) -> None:
+        """A number or a reason per role."""
+        for role in self.asked:
+            value, reason = message["scores"][role]
+            if value is None:
+                self.reasons[role][item.index] = reason
+            else:
+                self.scores[role][item.index] = value
+
+    def fail(self, item: "Item", reason: str) -> None:
+        """All roles are missing for that reason."""
+        super().fail(item, reason)
+        for role in self.asked:
+            self.reasons[role][item.index] = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshFile:
+    """An object that a worker reads from a file: its path and its up axis, y or z."""
+
+    path: pathlib.Path
+    up: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,7 +133,7 @@ class Item:
     Attributes:
         ticket: Whose it is.
         index: Its place there.
-        logits: float32 [R, R, R].
+        thing: Logits, float32 [R, R, R], or a file.
         prompt: What it should be.
         state: Where it is.
         slot: In the ring, from `FILLED` on.
@@ -71,9 +143,21 @@ class Item:
 
     ticket: Ticket
     index: int
-    logits: np.ndarray
+    thing: np.ndarray | MeshFile
     prompt: str
     state: State = State.WAITING
     slot: int = -1
     sequence: int = -1
     deaths: int = 0
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its pictures and points are in its slot."""
+        return self.state in (State.DRAWN, State.SCORING)
+
+    def drawing(self) -> dict[str, Any]:
+        """The request to a worker: see `wire.py`."""
+        request: dict[str, Any] = {"draw": self.slot, "sequence": self.sequence}
+        if isinstance(self.thing, MeshFile):
+            request |= {"mesh": str(self.thing.path), "up": self.thing.up}
+        return request

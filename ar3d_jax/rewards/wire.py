@@ -19,7 +19,8 @@ The ring: a header, then `slots` slots. Little-endian; offsets in bytes.
 | 20        | u32  | V, views per object                              | trainer, once |
 | 24        | u32  | H = W, pixels along one side                     | trainer, once |
 | 28        | u32  | n, surface points per object                     | trainer, once |
-| 32..4095  |      | zero                                             |               |
+| 32        | u32  | K, numbers of an object's feature vectors        | trainer, once |
+| 36..4095  |      | zero                                             |               |
 
 Slot i starts at 4096 + i * slot_bytes; slot_bytes and offsets are multiples of 64.
 
@@ -31,14 +32,18 @@ Slot i starts at 4096 + i * slot_bytes; slot_bytes and offsets are multiples of 
 | 64        | f32[R,R,R]   | logits of the object                     | trainer       |
 | then      | u8[V,H,W,3]  | views, first row on top                  | worker        |
 | then      | f32[n,3]     | points on the surface                    | worker        |
+| then      | f32[K]       | vectors, as `feature_sets.py` lays them  | sidecar       |
+
+Scoring has K = 0. Measuring has R = 0: its objects are files of meshes, which the
+worker reads itself.
 
 A slot's life; only the trainer knows and changes the state, the others act when told:
 
-    free --logits copied in--> filled --draw sent--> drawing --drawn came--> drawn
+    free --object copied in--> filled --draw sent--> drawing --drawn came--> drawn
      ^                          ^                       |                      |
-     |                          +----- worker died -----+                 score sent
+     |                          +----- worker died -----+        score or measure sent
      |                                                                         v
-     +---- scores stored ---- scored <------------- scored came ----------- scoring
+     +---- answer stored ---- scored <------- scored or measured came ----- scoring
                                                 drawn <--- sidecar died ------+
 
 In `drawing` the slot belongs to one worker, in `scoring` to the sidecar, otherwise to
@@ -46,14 +51,19 @@ the trainer; a slot is taken back only from a process that answered or is dead.
 
 Messages, one JSON object per line, answered in the order in which they were sent:
 
-| message                                                                | from     |
-|------------------------------------------------------------------------|----------|
-| {start: {version, config: {...}}}                                      | trainer  |
-| {hello: {version, pid, imported: [...]}} or {failed: "one line"}       | child    |
-| {draw: slot, sequence}                                                 | trainer  |
-| {drawn: slot, sequence, seconds, error: null or "why"}                 | worker   |
-| {score: slot, sequence, prompt, roles: [...]}                          | trainer  |
-| {scored: slot, sequence, seconds, scores: {role: [number or null, why]}}| sidecar |
+| message                                                                    | from    |
+|----------------------------------------------------------------------------|---------|
+| {start: {version, config: {...}}}                                          | trainer |
+| {hello: {version, pid, imported: [...]}} or {failed: "one line"}           | child   |
+| {draw: slot, sequence}; of a file, also mesh: path and up: y or z          | trainer |
+| {drawn: slot, sequence, seconds, error: null or "why"}                     | worker  |
+| {score: slot, sequence, prompt, roles: [...]}                              | trainer |
+| {scored: slot, sequence, seconds, scores: {role: [number or null, why]}}   | sidecar |
+| {measure: slot, sequence, caption, sets: [...]}                            | trainer |
+| {measured: slot, sequence, seconds, reasons: {set: why}, truncated: [set]} | sidecar |
+
+`why` is null where a set has its vectors; `truncated` lists the sets that saw only the
+beginning of the caption.
 
 Covered: death of any process at any time (kill -9 included), a child that hangs or does
 not start, versions that differ, a slot whose content is not the one that was announced
@@ -81,7 +91,7 @@ import numpy as np
 
 from ar3d_jax.errors import UserError
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"ar3dring"
 HEADER_BYTES = 4096
 MESSAGE_BYTES = 1 << 20  # a longer line is no message of ours
@@ -91,9 +101,12 @@ _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 _HEADER = np.dtype(
     {
-        "names": ["magic", "version", "slots", "resolution", "views", "size", "points"],
-        "formats": ["S8", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4"],
-        "offsets": [0, 8, 12, 16, 20, 24, 28],
+        "names": [
+            *("magic", "version", "slots", "resolution"),
+            *("views", "size", "points", "vectors"),
+        ],
+        "formats": ["S8"] + ["<u4"] * 7,
+        "offsets": [0, *range(8, 36, 4)],
         "itemsize": HEADER_BYTES,
     }
 )
@@ -113,6 +126,7 @@ class Layout:
         views: pictures per object, V.
         size: pixels along one side of a picture.
         points: surface points per object.
+        vectors: numbers of an object's feature vectors, K.
     """
 
     slots: int
@@ -120,12 +134,14 @@ class Layout:
     views: int
     size: int
     points: int
+    vectors: int = 0
 
     @property
     def slot(self) -> np.dtype:
         """One slot, as the module's table has it."""
         logits, views = 64, 64 + _aligned(4 * self.resolution**3)
         points = views + _aligned(self.views * self.size**2 * 3)
+        vectors = points + _aligned(12 * self.points)
         fields = {
             "sequence": ("<u8", 0),
             "drawn": ("<u8", 8),
@@ -133,13 +149,14 @@ class Layout:
             "logits": (("<f4", (self.resolution,) * 3), logits),
             "views": (("u1", (self.views, self.size, self.size, 3)), views),
             "points": (("<f4", (self.points, 3)), points),
+            "vectors": (("<f4", (self.vectors,)), vectors),
         }
         return np.dtype(
             {
                 "names": list(fields),
                 "formats": [kind for kind, _ in fields.values()],
                 "offsets": [offset for _, offset in fields.values()],
-                "itemsize": points + _aligned(12 * self.points),
+                "itemsize": vectors + _aligned(4 * self.vectors),
             }
         )
 
@@ -184,6 +201,7 @@ class Ring:
         self.sequence, self.drawn = slots["sequence"], slots["drawn"]
         self.point_count, self.logits = slots["point_count"], slots["logits"]
         self.views, self.points = slots["views"], slots["points"]
+        self.vectors = slots["vectors"]
 
     @classmethod
     def create(cls, layout: Layout, available: int | None = None) -> "Ring":

@@ -21,7 +21,9 @@ from ar3d_jax.data.catalog import (
     build_catalog,
     is_held_out,
     load_catalog,
+    load_held_out,
     shipped_prompts,
+    write_held_out,
 )
 from ar3d_jax.errors import UserError
 
@@ -97,6 +99,22 @@ def test_shipped_prompts_keep_held_out_texts_apart(catalog):
     assert [row["held_out"] for row in rows] == sorted(row["held_out"] for row in rows)
 
 
+def test_held_out_objects_are_shipped_with_their_voxels(catalog, tmp_path):
+    path = tmp_path / "held_out.npz"
+    write_held_out(catalog, path)
+    held_out = load_held_out(path)
+    assert held_out.ids == ["test-lamp8"]
+    assert held_out.groups == [catalog.objects[3]["group"]]
+    np.testing.assert_array_equal(held_out.voxels, catalog.voxels[3:4])
+    first = path.read_bytes()
+    write_held_out(catalog, path)
+    assert path.read_bytes() == first
+    path.write_bytes(first[:100])
+    for broken in (path, tmp_path / "absent.npz"):
+        with pytest.raises(UserError, match=f"--held_out={broken}"):
+            load_held_out(broken)
+
+
 def test_bad_folders_are_refused(tmp_path, sh3f_file):
     with pytest.raises(UserError, match=r"no objects\.npz"):
         load_catalog(tmp_path)
@@ -117,6 +135,7 @@ def test_command_line(tmp_path, sh3f_file):
             f"--source={sh3f_file}",
             f"--out={tmp_path}",
             f"--prompts={tmp_path / 'p.jsonl'}",
+            f"--held_out={tmp_path / 'h.npz'}",
         ],
         capture_output=True,
         text=True,
@@ -125,6 +144,7 @@ def test_command_line(tmp_path, sh3f_file):
     assert "5 of 9 objects, 1 held out" in result.stdout
     assert load_catalog(tmp_path).voxels.shape == (5, 16, 16, 16)
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) > 10
+    assert load_held_out(tmp_path / "h.npz").voxels.shape == (1, 16, 16, 16)
     result = subprocess.run(
         [*command, f"--source={tmp_path}", f"--out={tmp_path}"],
         capture_output=True,

@@ -4,6 +4,7 @@ import pytest
 from ar3d_jax.codec.surface import Mesh, extract
 from ar3d_jax.config import RenderConfig
 from ar3d_jax.render import cameras
+from ar3d_jax.render.meshes import PaintedMesh
 from ar3d_jax.render.renderer import Renderer
 
 pytestmark = pytest.mark.usefixtures("egl")
@@ -131,3 +132,76 @@ def test_other_numbers_of_views():
         views = renderer.draw(square(1, 1))
     assert views.shape == (4, 32, 32, 3)
     assert [(view != WHITE).any() for view in views] == [False, True, False, False]
+
+
+def painted(uv, textures, colours=255):
+    """The cube's +x side with these texture coordinates."""
+    mesh = square(0, 1)
+    return PaintedMesh(
+        mesh.vertices,
+        mesh.faces,
+        np.broadcast_to(np.uint8(colours), (4, 3)),
+        np.float32(uv),
+        textures,
+    )
+
+
+@pytest.fixture(scope="module")
+def painter():
+    settings = RenderConfig(size=64, views=4, pitch_deg=0.0, colours=True)
+    with Renderer(settings) as painter:
+        yield painter
+
+
+# square(0, 1) has corners at y, z = (-, -), (+, -), (+, +), (-, +): seen from +x that
+# is bottom left, bottom right, top right, top left.
+WHOLE = [[0, 1], [1, 1], [1, 0], [0, 0]]
+FOUR = np.uint8([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]])
+
+
+def test_a_textures_first_row_is_where_v_is_0(painter):
+    large = FOUR.repeat(32, 0).repeat(32, 1)
+    view = painter.draw(painted(WHOLE, ((2, large),)))[0]
+    for row, column, colour in (
+        (22, 22, FOUR[0, 0]),
+        (22, 42, FOUR[0, 1]),
+        (42, 22, FOUR[1, 0]),
+        (42, 42, FOUR[1, 1]),
+    ):
+        np.testing.assert_array_equal(view[row, column] > 100, colour > 100)
+
+
+def test_textures_repeat_and_belong_to_their_faces(painter):
+    large = ((2, FOUR.repeat(32, 0).repeat(32, 1)),)
+    once = painter.draw(painted(WHOLE, large))[0, 18:46, 18:46].astype(int)
+    moved = painter.draw(painted(np.float32(WHOLE) - 7, large))[0, 18:46, 18:46]
+    assert np.abs(once - moved).max() <= 2
+    pictures = ((1, FOUR[:1, :1]), (1, FOUR[:1, 1:]))
+    view = painter.draw(painted(WHOLE, pictures))[0]
+    # Faces 0 1 2 and 0 2 3: below and above the diagonal from bottom left.
+    np.testing.assert_array_equal(view[40, 40] > 100, FOUR[0, 0] > 100)
+    np.testing.assert_array_equal(view[24, 24] > 100, FOUR[0, 1] > 100)
+
+
+def test_white_paint_is_the_grey_of_geometry(painter):
+    plain = painter.draw(square(0, 1))
+    white = painter.draw(painted(WHOLE, ((2, None),)))
+    assert (plain[0] != WHITE).any()
+    np.testing.assert_array_equal(white, plain)
+    np.testing.assert_array_equal(painter.draw(square(0, 1)), plain)
+    half = painter.draw(painted(WHOLE, ((2, None),), colours=[51, 255, 255]))[0]
+    middle = plain[0, 32, 32].astype(float)
+    np.testing.assert_allclose(half[32, 32], middle * [0.2, 1, 1], atol=1)
+
+
+def test_fine_textures_are_averaged(painter):
+    noise = np.random.default_rng(0).integers(0, 2, (1024, 1024, 1)).astype(np.uint8)
+    view = painter.draw(painted(WHOLE, ((2, noise.repeat(3, 2) * 255),)))[0]
+    inner = view[24:40, 24:40, 0].astype(int)
+    assert np.ptp(inner) < 40  # 32 x 32 texels a pixel; single ones would give 0 or 255
+
+
+def test_pictures_do_not_depend_on_what_was_painted_before(painter):
+    first = painter.draw(ball((0.1, 0, 0)))
+    painter.draw(painted(WHOLE, ((2, FOUR),)), two_sided=True)
+    np.testing.assert_array_equal(painter.draw(ball((0.1, 0, 0))), first)

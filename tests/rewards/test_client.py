@@ -1,5 +1,6 @@
 """Drawing and scoring as the trainer sees them, with every process killed in turn."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -117,6 +118,19 @@ def test_scores_are_by_step_and_in_order(tmp_path, undisturbed):
     assert len(set(scores["parts"].tolist())) == 12
     assert reasons == {role: [None] * 12 for role in REFINED}
     assert_same({role: value[::-1] for role, value in scores.items()}, undisturbed)
+
+
+def test_the_judge_is_asked_alone_and_only_where_it_is_loaded(tmp_path):
+    grids, judged = blobs(2), dataclasses.replace(REWARDS, judge=True)
+    with quick(tmp_path, rewards=judged) as scoring:
+        tickets = [scoring.submit(grids, PROMPTS[:2], s) for s in ("judge", "coarse")]
+        (scores, _), (rewards, _) = map(scoring.collect, tickets)
+    assert set(scores) == {"judge"}
+    assert np.isfinite(scores["judge"]).all()
+    assert set(rewards) == set(COARSE)
+    with quick(tmp_path) as scoring:
+        ticket = scoring.submit(grids, PROMPTS[:2], "judge")
+        assert scoring.collect(ticket)[0] == {}
 
 
 def test_the_caller_may_change_its_array_after_submit(tmp_path, undisturbed):
@@ -348,9 +362,9 @@ def test_a_child_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION - 1)
     worker = scoring._children[0]
     hello = {"hello": {"version": 5, "pid": 1, "imported": []}}
-    with pytest.raises(UserError, match="version 5 of the wire, the trainer 1"):
+    with pytest.raises(UserError, match="version 5 of the wire, the trainer 2"):
         scoring._courier._understand(worker, hello)
-    with pytest.raises(UserError, match="holds b'ar3dring' version 2"), scoring:
+    with pytest.raises(UserError, match="holds b'ar3dring' version 3"), scoring:
         pass
 
 

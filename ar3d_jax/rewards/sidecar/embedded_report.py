@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES
 from ar3d_jax.data.catalog import Catalog
@@ -36,17 +37,20 @@ CONDITIONS: dict[str, tuple[str, float, bool]] = {
 
 
 def retrieval(
-    scorer: embedded.EmbeddedScorer, views: Sequence[np.ndarray], texts: Sequence[str]
+    images: Float[np.ndarray, "n D"],
+    captions: Float[np.ndarray, "n D"],
+    texts: Sequence[str],
 ) -> dict[str, float]:
     """How often the own caption or object is first, or among five, by mean cosine.
 
     Objects that share a caption count as each other's.
+
+    Args:
+        images: Each object's mean over views of unit vectors.
+        captions: Unit vector of each text.
+        texts: Of each object, its own.
     """
-    with torch.inference_mode():
-        pictures_of = torch.stack(
-            [scorer.view(networks.grey_pictures(v))[0].mean(0) for v in views]
-        )
-        similar = (pictures_of @ scorer.text(texts).T).numpy()
+    similar = images @ captions.T
     own = np.array([[a == b for b in texts] for a in texts])
     result: dict[str, float] = {"objects": len(texts)}
     for name, table, right in (
@@ -81,26 +85,23 @@ def score_all(
     return {r: round(float(m), 3) for r, m in zip(ROLES, means, strict=True)}, seconds
 
 
-def measure(
-    weights: Path,
+def draw_conditions(
     catalog: Catalog,
     kinds: Sequence[str],
     texts: Sequence[Sequence[str]],
     recoded: Mapping[float, np.ndarray],
     *,
     processes: int,
-) -> dict[str, Any]:
-    """Retrieval and a table of roles and conditions, on the held-out objects.
+) -> dict[str, tuple[pictures.Pictures, list[str]]]:
+    """Name of a condition -> the held-out objects under it, and their prompts.
 
     Args:
-        weights: The written weights file.
         catalog: All objects.
         kinds: Class of each.
         texts: Captions of each; the fourth, with proportions and parts, is used.
         recoded: Share of wrong tokens -> the codec's logits of the held-out objects.
         processes: Drawing processes.
     """
-    scorer = embedded.EmbeddedScorer(weights)
     rows = np.flatnonzero(catalog.held_out).tolist()
     rng = np.random.default_rng(0)
     own = [texts[row][3] for row in rows]
@@ -129,14 +130,36 @@ def measure(
     drawn = pictures.draw_shapes(
         shapes, repeated, catalog.extents[repeated], processes=processes
     )
-    roles, seconds = {}, []
-    for number, (name, stranger) in enumerate(conditions.items()):
-        part = drawn.take(np.arange(len(rows)) + number * len(rows))
-        roles[name], took = score_all(scorer, part, strangers if stranger else own)
-        seconds += took
-    whole = [v[..., None] for v in drawn.views[: len(rows)]]
     return {
-        "retrieval": retrieval(scorer, whole, own),
+        name: (
+            drawn.take(np.arange(len(rows)) + number * len(rows)),
+            strangers if stranger else own,
+        )
+        for number, (name, stranger) in enumerate(conditions.items())
+    }
+
+
+def measure(
+    weights: Path, conditions: Mapping[str, tuple[pictures.Pictures, list[str]]]
+) -> dict[str, Any]:
+    """Retrieval and a table of roles and conditions, on the held-out objects.
+
+    Args:
+        weights: The written weights file.
+        conditions: Of `draw_conditions`.
+    """
+    scorer = embedded.EmbeddedScorer(weights)
+    roles, seconds = {}, []
+    for name, (drawn, prompts) in conditions.items():
+        roles[name], took = score_all(scorer, drawn, prompts)
+        seconds += took
+    drawn, own = conditions["right"]
+    with torch.inference_mode():
+        views = [networks.grey_pictures(v[..., None]) for v in drawn.views]
+        images = torch.stack([scorer.view(v)[0].mean(0) for v in views]).numpy()
+        captions = scorer.text(own).numpy()
+    return {
+        "retrieval": retrieval(images, captions, own),
         "roles": roles,
         "ms_per_object": round(1e3 * statistics.median(seconds), 1),
         "torch_threads": torch.get_num_threads(),

@@ -61,11 +61,12 @@ def _checked(answer: Mapping[str, scorers.Verdict], role: str) -> JsonVerdict:
 
 
 def _load(config: RewardsConfig) -> Panel:
-    """The scorers of all roles that have a weight."""
+    """The scorers of all roles that have a weight, and the judge where it is wanted."""
     roles = dict.fromkeys(config.roles("coarse") + config.roles("refined"))
     fills: dict[str, list[str]] = {}
     for role in roles:
         fills.setdefault(getattr(config.scorers, role), []).append(role)
+    fills |= {role: [role] for role in config.roles("judge")}
     try:
         return [
             (scorers.load(name, to_dict(config)), tuple(own))

@@ -97,7 +97,7 @@ def contrastive_loss(
     return (to_text + functional.cross_entropy(to_picture, right)) / 2
 
 
-def _optimise(
+def optimise(
     modules: Sequence[torch.nn.Module], steps: int, name: str, lr: float
 ) -> Iterator[torch.optim.Optimizer]:
     """AdamW with a warm-up and a cosine; yields before each step is to be computed."""
@@ -122,7 +122,7 @@ def train_encoders(
 ) -> tuple[networks.ViewEncoder, networks.TextEncoder]:
     """Step 2 of the module's list."""
     view, text = networks.ViewEncoder(), networks.TextEncoder()
-    for _ in _optimise([view, text], steps, "views and captions", 2e-3):
+    for _ in optimise([view, text], steps, "views and captions", 2e-3):
         whole, hurt = batches.pick(size)
         rows = np.concatenate([whole, hurt])
         vectors, judged = view(batches.views(rows))
@@ -145,7 +145,7 @@ def train_points(
     """Step 3 of the module's list."""
     classes = len(batches.objects.classes)
     points = networks.PointClassifier(classes)
-    for _ in _optimise([points], steps, "points", 3e-3):
+    for _ in optimise([points], steps, "points", 3e-3):
         whole, hurt = batches.pick(size)
         rows = np.concatenate([whole, hurt[: size // 2]])
         fidelity = batches.measures(rows)[:, :1]
@@ -290,14 +290,14 @@ class Recoded:
             return cls(**{f.name: arrays[f.name] for f in dataclasses.fields(cls)})
 
 
-def draw_all(
-    folder: Path, objects: Objects, recoded: Recoded, *, seed: int, processes: int
-) -> tuple[pictures.Pictures, pictures.Pictures]:
-    """Changed training objects, half of them damaged; all objects as they are.
+def draw_changed(
+    folder: Path, recoded: Recoded, *, seed: int, processes: int
+) -> pictures.Pictures:
+    """Changed training objects, half of them damaged, and what the codec made of some.
 
     Kept in the folder under names that change with what is drawn.
     """
-    catalog, changed = objects.catalog, load_augmented(folder / "augmented.npz")
+    changed = load_augmented(folder / "augmented.npz")
     copies = len(changed.object) // len(set(changed.object.tolist()))
     rows = np.flatnonzero(np.isin(np.arange(len(changed.object)) % copies, COPIES))
     plan = pictures.plan_shapes(
@@ -316,30 +316,43 @@ def draw_all(
             strict=True,
         )
     ]
-    things = np.arange(len(catalog))
-    unchanged = pictures.plan_shapes(
-        catalog.packed, things, damaged_share=0.0, seed=seed
+    sets = (
+        (plan, changed.object[rows], changed.extents[rows]),
+        (decoded, changed.object[recoded.rows], changed.extents[recoded.rows]),
     )
+    first, second = (_drawn(folder, *part, processes) for part in sets)
+    return first.join(second)
 
-    def drawn(shapes, things, extents):
-        digest = hashlib.blake2b(repr((pictures.POINTS, len(shapes))).encode())
-        for shape in shapes:
-            digest.update(shape.voxels.tobytes() + repr(shape.seed).encode())
-            digest.update(shape.kind.encode() + repr(shape.strength).encode())
-            if shape.logits is not None:
-                digest.update(shape.logits.tobytes())
-        path = folder / f"pictures_{digest.hexdigest()[:12]}.npz"
-        if not path.is_file():
-            with writing(path):
-                pictures.save(
-                    pictures.draw_shapes(shapes, things, extents, processes=processes),
-                    path,
-                )
-        return pictures.load(path)
 
-    first = drawn(plan, changed.object[rows], changed.extents[rows])
-    second = drawn(decoded, changed.object[recoded.rows], changed.extents[recoded.rows])
-    return first.join(second), drawn(unchanged, things, catalog.extents)
+def draw_unchanged(
+    folder: Path, objects: Objects, *, seed: int, processes: int
+) -> pictures.Pictures:
+    """All objects as they are, kept likewise."""
+    catalog = objects.catalog
+    things = np.arange(len(catalog))
+    shapes = pictures.plan_shapes(catalog.packed, things, damaged_share=0.0, seed=seed)
+    return _drawn(folder, shapes, things, catalog.extents, processes)
+
+
+def _drawn(
+    folder: Path,
+    shapes: list[pictures.Shape],
+    things: np.ndarray,
+    extents: np.ndarray,
+    processes: int,
+) -> pictures.Pictures:
+    digest = hashlib.blake2b(repr((pictures.POINTS, len(shapes))).encode())
+    for shape in shapes:
+        digest.update(shape.voxels.tobytes() + repr(shape.seed).encode())
+        digest.update(shape.kind.encode() + repr(shape.strength).encode())
+        if shape.logits is not None:
+            digest.update(shape.logits.tobytes())
+    path = folder / f"pictures_{digest.hexdigest()[:12]}.npz"
+    if not path.is_file():
+        with writing(path):
+            drawn = pictures.draw_shapes(shapes, things, extents, processes=processes)
+            pictures.save(drawn, path)
+    return pictures.load(path)
 
 
 def train(
@@ -356,9 +369,9 @@ def train(
     objects = sort_into_classes(load_catalog(catalog_folder))
     records = objects.catalog.objects
     recoded = Recoded.load(catalog_folder / "recoded.npz")
-    changed, unchanged = draw_all(
-        catalog_folder, objects, recoded, seed=seed, processes=processes
-    )
+    drawing = {"seed": seed, "processes": processes}
+    changed = draw_changed(catalog_folder, recoded, **drawing)
+    unchanged = draw_unchanged(catalog_folder, objects, **drawing)
     training = np.flatnonzero(~objects.catalog.held_out)
     tuning = training[::TUNE_ONE_IN]
     for_tuning = np.isin(changed.object, tuning)
@@ -394,14 +407,14 @@ def train(
     write(out, modules, bank, grids, facts)
     texts = [texts_of(record, record["extents"]) for record in records]
     shares = recoded.held_out_shares.tolist()
-    report = embedded_report.measure(
-        out,
+    conditions = embedded_report.draw_conditions(
         objects.catalog,
         objects.kind,
         texts,
         dict(zip(shares, recoded.held_out_logits, strict=True)),
         processes=processes,
     )
+    report = embedded_report.measure(out, conditions)
     facts = dataclasses.replace(facts, report=report)
     write(out, modules, bank, grids, facts)
     return facts

@@ -13,8 +13,11 @@ from jaxtyping import Float, UInt8
 # A role's number (NaN where there is none) and, then, why there is none.
 Verdict = tuple[float, str | None]
 
-# Name in `config.rewards.scorers.<role>` -> module.
-SCORERS = {"embedded": "ar3d_jax.rewards.sidecar.scorers.embedded"}
+# Name in `config.rewards.scorers.<role>` -> module; the judge fills its own role only.
+SCORERS = {
+    "embedded": "ar3d_jax.rewards.sidecar.scorers.embedded",
+    "judge": "ar3d_jax.rewards.sidecar.scorers.judge",
+}
 
 
 @runtime_checkable  # test runs check annotations

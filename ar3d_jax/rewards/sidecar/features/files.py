@@ -1,0 +1,167 @@
+"""Published files to torch modules, with one line for all that can be wrong.
+
+Nothing that a pickle could call is called: torch files are read as tensors only.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ar3d_jax.errors import UserError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a published folder
+
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
+    *(pickle.UnpicklingError, safetensors.SafetensorError),
+)
+
+
+def refuse(field: str, path: Path, problem: str, expected: str) -> NoReturn:
+    """Ends the loading.
+
+    Raises:
+        UserError: always; `field` of the config names `path`, which has a `problem`.
+    """
+    raise UserError(
+        f"{field}: {path} {problem}; expected {expected}: fetch it again, or pass "
+        f"another --config.{field}"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line that is not too long."""
+    said = (str(error).strip().splitlines() or [""])[0][:160]
+    return f"{type(error).__name__}: {said}"
+
+
+def read_tensors(path: Path, field: str, expected: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors or torch file.
+
+    Raises:
+        UserError: it is missing or broken, or holds something else.
+    """
+    if not path.is_file():
+        refuse(field, path, "is no file", expected)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        refuse(field, path, f"cannot be read ({first_line(error)})", expected)
+    tensors = isinstance(state, dict) and all(
+        isinstance(tensor, Tensor) for tensor in state.values()
+    )
+    if not tensors:
+        refuse(field, path, "holds something else than named tensors", expected)
+    return state
+
+
+def read_folder(
+    folder: Path, kind: str, field: str, expected: str
+) -> tuple[Any, dict[str, Tensor], Path]:
+    """Of a published folder: its config, its tensors, and their file.
+
+    Args:
+        folder: with config.json and one of `WEIGHTS`.
+        kind: the model_type that the config must state.
+        field: of our config, for messages.
+        expected: what the folder should be, for messages.
+
+    Raises:
+        UserError: a file is missing or broken, or it is another kind of network.
+    """
+    if not folder.is_dir():
+        refuse(field, folder, "is no folder", expected)
+    place = folder / "config.json"
+    try:
+        stated = json.loads(place.read_text("utf-8"))
+        found = stated["model_type"]
+        config = transformers.AutoConfig.for_model(**stated) if found == kind else None
+    except FileNotFoundError:
+        refuse(field, folder, "has no config.json", expected)
+    except Exception as error:  # transformers checks fields with kinds of its own
+        refuse(field, place, f"cannot be read ({first_line(error)})", expected)
+    if config is None:
+        refuse(field, folder, f"is a network of type {found!r}, not {kind}", expected)
+    there = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not there:
+        refuse(field, folder, f"has no {' or '.join(WEIGHTS)}", expected)
+    return config, read_tensors(there[0], field, expected), there[0]
+
+
+def build(
+    model: Any,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    field: str,
+    expected: str,
+) -> Any:
+    """The transformers class `model` with these tensors, in float32, ready to use.
+
+    Raises:
+        UserError: a tensor is missing or has another shape.
+    """
+    transformers.logging.set_verbosity_error()  # what it would report, we raise
+    transformers.logging.disable_progress_bar()
+    built, found = model.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    shapes = {name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]}
+    _check(sorted(found["missing_keys"]), shapes, path, field, expected)
+    return built.eval()
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    field: str,
+    expected: str,
+) -> None:
+    """Copies the tensors that a module of ours has names for.
+
+    Raises:
+        UserError: a tensor is missing or has another shape.
+    """
+    # BatchNorm counts what it was trained on, which plays no part here.
+    wanted = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if tensor.dtype.is_floating_point
+    }
+    missing = [name for name in wanted if name not in tensors]
+    shapes = {
+        name: (tuple(tensors[name].shape), tuple(tensor.shape))
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    }
+    _check(missing, shapes, path, field, expected)
+    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+
+
+def _check(
+    missing: list[str],
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    path: Path,
+    field: str,
+    expected: str,
+) -> None:
+    if missing:
+        refuse(field, path, f"lacks {missing[0]} ({len(missing)} tensors)", expected)
+    for name, (found, wanted) in shapes.items():
+        refuse(field, path, f"has {name} of shape {found}, not {wanted}", expected)
