@@ -250,8 +250,9 @@ def _shape_numbers(
     voxels: Bool[np.ndarray, "N R R R"], group: int
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """Of each row: its pieces, and how much it is like its group's other rows."""
-    touching = np.ones((3, 3, 3))
-    pieces = [ndimage.label(grid, touching)[1] for grid in voxels]
+    labels = np.zeros(voxels.shape, np.int32)
+    for grid, found in zip(voxels, labels, strict=True):
+        ndimage.label(grid, np.ones((3, 3, 3)), output=found)
     flat = voxels.reshape(-1, group, voxels[0].size).astype(np.float32)
     both = flat @ flat.swapaxes(1, 2)
     size = flat.sum(axis=2)
@@ -260,7 +261,7 @@ def _shape_numbers(
     diversity = (iou.sum(axis=2) - 1) / (group - 1)
     return {
         "diversity": diversity.reshape(-1),
-        "components": np.array(pieces, np.float32),
+        "components": labels.max(axis=(1, 2, 3)).astype(np.float32),
     }
 
 

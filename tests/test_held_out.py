@@ -163,8 +163,9 @@ def test_a_run_that_goes_on_keeps_what_was_before_and_nothing_after(run):
     assert best(run.folder) == [2]
     with Checkpoints(run.folder / "best", keep=1, settings={}) as checkpoints:
         policy = {"policy": run.models.policy}
-        _, _, extras = checkpoints.restore_latest(policy)
-    assert extras == {"score": 6.0}  # written anew
+        restored = checkpoints.restore_latest(policy)
+    assert restored is not None
+    assert restored[2] == {"score": 6.0}  # written anew
 
 
 def test_a_run_that_begins_anew_does_so_here_too(run):

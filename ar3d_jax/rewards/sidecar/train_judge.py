@@ -145,7 +145,7 @@ def train(
 def _define_flags() -> None:
     flags.DEFINE_string("catalog", None, "folder of the catalog", required=True)
     flags.DEFINE_string("out", str(judge.WEIGHTS), "weights to write, .safetensors")
-    flags.DEFINE_integer("steps", 2500, "of pictures and captions", 1)
+    flags.DEFINE_integer("steps", 1600, "of pictures and captions", 1)
     flags.DEFINE_integer("seed", 1, "of all random numbers", 0)
     flags.DEFINE_integer("threads", multiprocessing.cpu_count(), "of torch", 1)
     flags.DEFINE_integer("processes", multiprocessing.cpu_count(), "that draw", 1)
