@@ -11,7 +11,7 @@ the reason. Values that only later parts of the project implement are refused he
 
 import dataclasses
 import typing
-from typing import Any
+from typing import Any, Literal
 
 from ar3d_jax.errors import UserError
 
@@ -24,8 +24,8 @@ def _require(condition: bool, field: str, value: object, rule: str) -> None:
         raise UserError(f"config field {field} is {value!r}; expected {rule}")
 
 
-def _choice(field: str, value: str, *choices: str) -> None:
-    _require(value in choices, field, value, "one of " + ", ".join(choices))
+def _choice(field: str, value: object, *choices: object) -> None:
+    _require(value in choices, field, value, f"one of {', '.join(map(str, choices))}")
 
 
 def _ascending(field: str, value: tuple[int, ...]) -> None:
@@ -171,7 +171,8 @@ class CodecConfig:
 class RolloutConfig:
     """How the policy is sampled."""
 
-    plans: bool = True  # the paper's method; off: table 3's "without plan"
+    plans: bool = True  # the paper's method; off, with grpo: table 3's "without plan"
+    refined_sees_coarse: bool = False  # refined shapes after the coarse tokens, too; our own idea, not the paper's
     plan_tokens: int = (
         48  # most tokens of a plan, each; paper: open (30-130 words in print)
     )
@@ -189,7 +190,8 @@ class RolloutConfig:
     # travel for every token; our choice, costs 1 / mesh.tp of them in memory
     stop_early: bool = True  # plans end with the longest one; off: at plan_tokens, and
     # devices need not ask each other at every token; our choice
-    ahead: int = 0  # rollouts started before their scores are in; only 0 so far
+    ahead: int = 0  # 1: the next rollout starts while scores are awaited, one update
+    # stale, which the old log-probabilities correct; paper: 0
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -200,6 +202,7 @@ class RolloutConfig:
             "a number above 0",
         )
         _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a number in (0, 1]")
+        _choice("rollout.ahead", self.ahead, 0, 1)
         _require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 (off) or more")
         _require(
             self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more"
@@ -252,8 +255,20 @@ class ObjectiveConfig:
     )
     updates_per_rollout: int = 1  # optimiser steps on each batch; paper: 1
     minibatches: int = 1  # parts of a batch, by prompts, that updates take in turn
-    dynamic_sampling: str = "off"  # DAPO's resampling, table 2; only off so far
-    max_resample: int = 0  # rounds of dynamic sampling; only 0 so far
+    dynamic_sampling: str = (
+        "off"  # DAPO's, table 2: no_spread, or medium: also too easy or too hard ones
+    )
+    min_spread: float = 0.0  # of rewards in a group that is kept; our choice: any
+    band_low: float = 0.1  # medium: quantile of recent groups' mean rewards; our choice
+    band_high: float = (
+        0.9  # so a fifth of the groups is outside; the paper has no number
+    )
+    band_groups: int = 240  # recent groups that quantiles are of; our choice: 20 steps
+    max_resample: int = 2  # rounds of new prompts per step; then a batch stays as it is
+    resample_prompts: int = (
+        4  # prompts per round, 0: as many as prompts_per_step; tiny:
+    )
+    # our choice, a third: two groups or three of twelve are replaced
     micro_batch: int = (
         16  # rows in one gradient pass: memory only, the result is the same
     )
@@ -283,14 +298,19 @@ class ObjectiveConfig:
         )
         _choice("objective.importance", self.importance, "token", "sequence")
         _choice("objective.advantage_std", self.advantage_std, "group", "batch", "none")
-        _choice("objective.dynamic_sampling", self.dynamic_sampling, "off")
+        kinds = ("off", "no_spread", "medium")
+        _choice("objective.dynamic_sampling", self.dynamic_sampling, *kinds)
         _require(
-            self.max_resample == 0,
-            "objective.max_resample",
-            self.max_resample,
-            "0 (dynamic sampling is not built yet)",
+            0 <= self.band_low < self.band_high <= 1,
+            "objective.band_low/band_high",
+            (self.band_low, self.band_high),
+            "0 <= band_low < band_high <= 1",
         )
-        for name in ("micro_batch", "updates_per_rollout", "minibatches"):
+        for name in ("max_resample", "resample_prompts", "min_spread"):
+            value = getattr(self, name)
+            _require(value >= 0, f"objective.{name}", value, "0 or more")
+        counts = ("micro_batch", "updates_per_rollout", "minibatches", "band_groups")
+        for name in counts:
             value = getattr(self, name)
             _require(value >= 1, f"objective.{name}", value, "1 or more")
         _require(
@@ -330,6 +350,8 @@ class ScorersConfig:
     quality: str = "embedded"  # paper: UnifiedReward-2.0-qwen-7b
     consistency: str = "embedded"  # paper: Qwen2.5-VL-7B
     parts: str = "embedded"  # paper: ShapeLLM
+    align_lmm: str = "embedded"  # paper's table 1: Qwen2.5-VL-7B
+    consistency_shape: str = "embedded"  # paper's tables 1 and 2: Qwen2.5-VL-7B
 
     def __post_init__(self) -> None:
         """Raises UserError for a scorer that does not exist."""
@@ -344,6 +366,8 @@ class CoarseWeights:
     preference: float = 1.0  # paper: 1
     alignment: float = 1.0  # paper: 1
     category: float = 1.0  # paper: 1
+    align_lmm: float = 0.0  # Qwen2.5-VL in place of UnifiedReward: table 1
+    consistency_shape: float = 0.0  # of score / 3; "LMM 3D" of tables 1 and 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,7 +397,9 @@ class RewardsConfig:
     normalise_scores: bool = (
         False  # each score by its group before they are added up; paper: the raw sum
     )
-    ensemble: str = "both"  # Hi-GRPO scores both steps; one-step variants come later
+    ensemble: str = (
+        "both"  # Hi-GRPO's; one-step GRPO: coarse or refined, rows 4 and 5 of table 6
+    )
     backend: str = "local"  # scorers live in this host's sidecar
     on_failure: str = (
         "drop"  # a rollout whose score is missing is left out; stop: end the run
@@ -388,7 +414,7 @@ class RewardsConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not exist."""
-        _choice("rewards.ensemble", self.ensemble, "both")
+        _choice("rewards.ensemble", self.ensemble, "both", "coarse", "refined")
         _choice("rewards.backend", self.backend, "local")
         _choice("rewards.on_failure", self.on_failure, "drop", "stop")
         _require(
@@ -406,6 +432,11 @@ class RewardsConfig:
             self.deadline_s,
             "seconds above 0",
         )
+
+    def ensemble_of(self, step: str) -> Literal["coarse", "refined"]:
+        """Whose roles score a generation step: its own, or of `shape` the ensemble."""
+        name = self.ensemble if step == "shape" else step
+        return "coarse" if name == "coarse" else "refined"
 
     def roles(self, step: str) -> tuple[str, ...]:
         """Roles that are scored: of "coarse" or "refined", those that have a weight.
@@ -563,7 +594,7 @@ class Config:
     )
     prompts_per_step: int = 12  # tiny: our choice, less noise than 4; paper: 16
     group_size: int = 8  # G; paper: 8
-    paradigm: str = "higrpo"  # the paper's method; one-step grpo comes later
+    paradigm: str = "higrpo"  # the paper's method; grpo: one step, configs/grpo.py
     checkpoint_every: int = 10  # steps; our choice: minutes of work at risk
     eval_every: int = 20  # steps between held-out evaluations, 0: off; our choice
     policy: PolicyConfig = PolicyConfig()  # the language model
@@ -601,9 +632,21 @@ class Config:
             self.checkpoint_every,
             "1 or more",
         )
-        _choice("paradigm", self.paradigm, "higrpo")
+        _choice("paradigm", self.paradigm, "higrpo", "grpo")
+        both = self.paradigm == "higrpo"
+        _choice(
+            f"with paradigm={self.paradigm}, rewards.ensemble",
+            self.rewards.ensemble,
+            *(("both",) if both else ("coarse", "refined")),
+        )
+        _require(
+            self.rollout.plans or not both,
+            "rollout.plans",
+            self.rollout.plans,
+            "True with paradigm=higrpo: its refined shapes follow from a plan",
+        )
         _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
-        rows = self.prompts_per_step * self.group_size
+        rows = self.prompts_per_step * self.group_size // self.objective.minibatches
         _require(
             rows % self.objective.micro_batch == 0
             and self.objective.micro_batch % self.group_size == 0,
@@ -611,7 +654,18 @@ class Config:
             self.objective.micro_batch,
             f"a multiple of group_size={self.group_size} that divides {rows} rows",
         )
+        _require(
+            self.prompts_per_step % self.objective.minibatches == 0,
+            "objective.minibatches",
+            self.objective.minibatches,
+            f"a divisor of prompts_per_step={self.prompts_per_step}",
+        )
         self._check_mesh()
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The generation steps, in their order."""
+        return ("coarse", "refined") if self.paradigm == "higrpo" else ("shape",)
 
     def _check_mesh(self) -> None:
         """Raises UserError where devices cannot share something equally."""
@@ -620,6 +674,7 @@ class Config:
             ("mesh.data*mesh.fsdp", mesh.data * mesh.fsdp): (
                 ("objective.micro_batch", self.objective.micro_batch),
                 ("prompts_per_step", self.prompts_per_step),
+                ("objective.resample_prompts", self.objective.resample_prompts),
             ),
             ("mesh.fsdp", mesh.fsdp): (("policy.width", self.policy.width),),
             ("mesh.tp", mesh.tp): (

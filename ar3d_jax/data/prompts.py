@@ -211,27 +211,29 @@ class PromptSource:
         prompts = grain.MapDataset.source(rows)
         if shuffle:
             prompts = prompts.shuffle(seed=seed)
-        prompts = prompts.seed(seed).repeat().random_map(_choose)
-        # The stream has no remainder; without dropping it, its length overflows.
-        batches = prompts.batch(batch, drop_remainder=True, batch_fn=list)
-        # Reading is from memory: threads would only cost.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self.rows = rows
-        self._batches = iter(batches.to_iter_dataset(options))
+        self._prompts = prompts.seed(seed).repeat().random_map(_choose)
+        self._batch, self._position = batch, 0
 
     def __iter__(self) -> "PromptSource":
         return self
 
     def __next__(self) -> list[Prompt]:
-        return next(self._batches)
+        return self.take(self._batch)
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts."""
+        first = self._position
+        self._position += count
+        return [self._prompts[index] for index in range(first, self._position)]
 
     def get_state(self) -> dict[str, Any]:
         """The position, as JSON."""
-        return self._batches.get_state()
+        return {"position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on after the batch where `get_state` was called."""
-        self._batches.set_state(state)
+        self._position = state["position"]
 
 
 def _choose(row: PromptRow, rng: np.random.Generator) -> Prompt:

@@ -12,6 +12,8 @@ import numpy as np
 # What equations (7) and (8), arXiv 2512.10949v1, divide each score by: 3 judgements of
 # quality and of consistency, 2 of parts.
 COARSE_DIVISORS = {"preference": 1, "alignment": 1, "category": 1}
+# Those of table 1 alone; the paper does not say what they are divided by.
+COARSE_DIVISORS |= {"align_lmm": 1, "consistency_shape": 3}
 REFINED_DIVISORS = {"preference": 1, "quality": 3, "consistency": 3, "parts": 2}
 
 Scores = Mapping[str, Any]  # role -> array: a number per rollout, NaN where missing
