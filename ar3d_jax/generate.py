@@ -32,8 +32,8 @@ from ar3d_jax.errors import UserError, writing
 from ar3d_jax.held_out import BEST
 from ar3d_jax.models import (
     Models,
-    decode_rows,
     check_length,
+    decode_rows,
     load_models,
     plan_texts,
     sample_steps,
