@@ -172,7 +172,9 @@ class RolloutConfig:
     """How the policy is sampled."""
 
     plans: bool = True  # the paper's method; off, with grpo: table 3's "without plan"
-    refined_sees_coarse: bool = False  # refined shapes after the coarse tokens, too; our own idea, not the paper's
+    refined_sees_coarse: bool = (
+        False  # coarse tokens before refined ones, too; our own idea; paper: unseen
+    )
     plan_tokens: int = (
         48  # most tokens of a plan, each; paper: open (30-130 words in print)
     )

@@ -2,13 +2,15 @@
 
     prompts -> rollout -> codec -> views and scores -> rewards -> advantages -> update
 
-Up to the rewards, a batch is made by `collect.py`; what it teaches is the update's. With
-`paradigm="grpo"` (configs/grpo.py) there is one generation step. The same command goes on where `--workdir` has a checkpoint; SIGTERM and Ctrl-C save one and end it with
-status 0. On several hosts, one process runs on each (`--hosts`), with the same flags
-and a workdir that all can reach; `hosts.py` says who does what.
+Up to the rewards a batch is made by `collect.py`. With `paradigm="grpo"`
+(configs/grpo.py) there is one generation step. The same command goes on where
+`--workdir` has a checkpoint; SIGTERM and Ctrl-C save one and end it with status 0. On
+several hosts, one process runs on each (`--hosts`), with the same flags and a workdir
+that all can reach; `hosts.py` says who does what.
 
-Not here: how any of it is done. The loss is `higrpo/objective.py`, evaluation by a judge
-that is no reward `held_out.py`, files `checkpoint.py`, `metrics.py` and `gallery.py`.
+Not here: how any of it is done. The loss is `higrpo/objective.py`, evaluation by a
+judge that is no reward `held_out.py`, files `checkpoint.py`, `metrics.py` and
+`gallery.py`.
 """
 
 import contextlib

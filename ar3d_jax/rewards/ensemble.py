@@ -56,9 +56,10 @@ def total_rewards(
 
 
 def normalised(scores: Scores, group_size: int, eps: float = 1e-4) -> Scores:
-    """Each role's scores as (score - mean) / (sigma + eps) of their group, sigma by 1/G.
+    """Each role's scores as (score - mean) / (sigma + eps) of their group.
 
-    What is missing stays NaN, and is in no mean. Groups are neighbours, prompt-major.
+    Sigma is by 1/G. What is missing stays NaN, and is in no mean. Groups are
+    neighbours, prompt-major.
     """
     found = {}
     for role, values in scores.items():
