@@ -27,8 +27,11 @@ def start_torch(config: FeaturesConfig) -> str:
     Raises:
         UserError: there is no PyTorch, or no GPU, and one is wanted.
     """
-    # Read when the libraries start: torch's threads, cuBLAS's order of summation.
+    # Read when the libraries start. Threads that wait sleep: spinning, they would take
+    # the cores from render workers, and on a busy machine from each other (6x slower).
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    # cuBLAS then sums in the same order each time.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     try:
         import torch
