@@ -40,17 +40,17 @@ def start_torch(config: FeaturesConfig) -> str:
             "the feature networks need PyTorch, which is not installed: "
             "pip install torch"
         ) from error
-    torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True)
-    # float32 all through: TF32's 10 bits would move distances between systems.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     there = torch.cuda.is_available()
     if config.device == "cuda" and not there:
         raise UserError(
             "features.device is cuda, and torch sees no GPU; pass "
             "--config.features.device=auto or cpu"
         )
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True)
+    # float32 all through: TF32's 10 bits would move distances between systems.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     return "cuda" if there and config.device != "cpu" else "cpu"
 
 
