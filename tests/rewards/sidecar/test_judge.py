@@ -61,11 +61,10 @@ def test_vectors_are_unit_and_the_same_alone_and_in_company(untrained):
         np.testing.assert_allclose(alone, vector, atol=1e-5)
 
 
-def test_the_order_of_words_counts(untrained, shipped):
+def test_the_order_of_words_counts(shipped):
     """Which it does not for the scorers' text encoder."""
     one, other = "a red table with a lamp", "a red lamp with a table"
-    for encoder in (untrained, shipped):
-        assert encoder.embed_text(one) @ encoder.embed_text(other) < 0.999
+    assert shipped.embed_text(one) @ shipped.embed_text(other) < 0.95
     text = networks.TextEncoder().eval()
     with torch.inference_mode():
         first, second = text([one, other])

@@ -27,8 +27,11 @@ def start_torch(config: FeaturesConfig) -> str:
     Raises:
         UserError: there is no PyTorch, or no GPU, and one is wanted.
     """
-    # Read when the libraries start: torch's threads, cuBLAS's order of summation.
+    # Read when the libraries start. Threads that wait sleep: spinning, they would take
+    # the cores from render workers, and on a busy machine from each other (6x slower).
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    # cuBLAS then sums in the same order each time.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     try:
         import torch
@@ -37,17 +40,17 @@ def start_torch(config: FeaturesConfig) -> str:
             "the feature networks need PyTorch, which is not installed: "
             "pip install torch"
         ) from error
-    torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True)
-    # float32 all through: TF32's 10 bits would move distances between systems.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     there = torch.cuda.is_available()
     if config.device == "cuda" and not there:
         raise UserError(
             "features.device is cuda, and torch sees no GPU; pass "
             "--config.features.device=auto or cpu"
         )
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True)
+    # float32 all through: TF32's 10 bits would move distances between systems.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     return "cuda" if there and config.device != "cpu" else "cpu"
 
 

@@ -89,6 +89,7 @@ def test_what_the_process_cannot_load_is_its_one_line(tmp_path, places, monkeypa
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr("os.environ", dict(os.environ))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=r"no GPU; pass --config.features.device=auto"):
         process.start_torch(FeaturesConfig(device="cuda"))
