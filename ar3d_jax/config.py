@@ -547,6 +547,13 @@ class DataConfig:
     column: str = (
         ""  # column of a .csv/.jsonl with the text; empty: prompt, else captions
     )
+    share: float = 1.0  # of the training prompts, the first; figure 3's data scaling
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(
+            0 < self.share <= 1, "data.share", self.share, "above 0, at most 1 (all)"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

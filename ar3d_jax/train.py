@@ -84,6 +84,7 @@ def main(config: Config, workdir: str) -> None:
             seed=config.seed,
             shuffle=config.data.shuffle,
             column=config.data.column,
+            share=config.data.share,
         )
         shown = held_out_prompts(
             config.prompts, config.evaluation.prompts, config.data.column

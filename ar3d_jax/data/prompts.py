@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,11 @@ class PromptSource:
         seed: int,
         shuffle: bool = True,
         column: str = "",
+        share: float = 1.0,
     ):
-        """Reads the file; raises UserError as `read_prompts`."""
+        """Reads the file, or its first `share`; raises UserError as `read_prompts`."""
         rows = [row for row in read_prompts(source, column) if not row.held_out]
+        rows = rows[: math.ceil(share * len(rows))]
         if not rows:
             raise UserError(
                 f"prompts {source}: all rows are held out, none to train on"

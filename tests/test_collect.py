@@ -1,0 +1,114 @@
+"""Batches: dynamic sampling, overlap, paradigms, as the run sees them."""
+
+import dataclasses
+import json
+import zlib
+
+import jax
+import pytest
+
+from ar3d_jax import train
+from ar3d_jax.config import ObjectiveConfig
+from ar3d_jax.metrics import RunLog
+from ar3d_jax.rewards.client import Scoring
+from tests.small_run import PROMPTS, small_config
+
+pytestmark = pytest.mark.usefixtures("egl")
+EQUAL = [text for text in PROMPTS if zlib.crc32(text.encode()) % 2]
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    """Trains in this process; (changes) -> the lines, each with its compilations."""
+    monkeypatch.setattr(Scoring, "sidecar_module", "tests.rewards.stand_in_sidecar")
+    monkeypatch.setenv("STAND_IN_DIR", str(tmp_path))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event)
+        if event == "/jax/core/compile/backend_compile_duration"
+        else None
+    )
+    counts = []
+    write = RunLog.write
+
+    def counting(log, step, values):
+        counts.append(len(compiled))
+        write(log, step, values)
+
+    monkeypatch.setattr(RunLog, "write", counting)
+
+    def run(name="run", **changes):
+        config = dataclasses.replace(small_config(weights), eval_every=0, **changes)
+        workdir = tmp_path / name
+        workdir.mkdir()
+        counts.clear()
+        train.main(config, str(workdir))
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        for line, before, after in zip(found[1:], counts, counts[1:], strict=False):
+            line["compilations"] = after - before
+        return found
+
+    yield run
+    jax.monitoring.clear_event_listeners()
+
+
+def test_every_update_is_full_and_nothing_is_compiled_anew(run, monkeypatch):
+    """Half of the prompts teach nothing; others take their places."""
+    assert 0 < len(EQUAL) < len(PROMPTS)
+    monkeypatch.setenv("STAND_IN_SCORES", "equal")
+    sampling = ObjectiveConfig(
+        micro_batch=2,
+        dynamic_sampling="no_spread",
+        max_resample=6,
+        resample_prompts=1,
+    )
+    lines = run(objective=sampling, steps=6)
+    assert [line["groups_used"] for line in lines] == [2] * 6
+    assert sum(line["groups_resampled"] for line in lines) >= 3
+    assert all(line["resample_rounds"] >= line["groups_resampled"] for line in lines)
+    # The first replaced group compiles its round and its merging; after that, nothing.
+    first = next(i for i, line in enumerate(lines) if line["groups_resampled"])
+    assert sum(line["compilations"] for line in lines[first + 2 :]) == 0
+    plain = run("plain", steps=6, objective=ObjectiveConfig(micro_batch=2))
+    assert min(line["groups_used"] for line in plain) < 2
+
+
+def test_a_batch_that_cannot_be_filled_stays_and_says_so(run, monkeypatch, capsys):
+    monkeypatch.setenv("STAND_IN_SCORES", "equal")
+    monkeypatch.setattr(zlib, "crc32", zlib.crc32)
+    sampling = ObjectiveConfig(
+        micro_batch=2, dynamic_sampling="no_spread", max_resample=0
+    )
+    lines = run(objective=sampling, steps=4)
+    assert min(line["groups_used"] for line in lines) < 2
+    assert not any(line["groups_resampled"] for line in lines)
+
+
+def test_scoring_is_hidden_behind_the_next_rollout(run, monkeypatch):
+    """With a sidecar that takes 2 s per batch, a step takes as long as the sidecar."""
+    # 2 prompts x 2 rollouts x 2 steps: 8 objects, 2 s.
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.25")
+    config = small_config
+    del config
+    base = {"steps": 8, "checkpoint_every": 100, "prompts_per_step": 2}
+    apart = run("apart", **base)
+    ahead = run("ahead", **base, rollout=_ahead())
+    usual = slice(3, 7)  # without compiling, and without the last, which saves
+
+    def mean(lines, key):
+        values = [line[f"time/{key}"] for line in lines[usual]]
+        return sum(values) / len(values)
+
+    own = mean(ahead, "rollout") + mean(ahead, "codec") + mean(ahead, "update")
+    assert mean(ahead, "total") < 1.15 * max(own, 2.0)
+    # Without it, the coarse half of the scoring is hidden by the refined rollout only.
+    own = mean(apart, "rollout") + mean(apart, "codec") + mean(apart, "update")
+    assert mean(apart, "total") > mean(ahead, "total")
+    assert mean(apart, "total") < own + 2.0 + 0.3
+
+
+def _ahead():
+    from ar3d_jax.config import RolloutConfig
+
+    return RolloutConfig(plan_tokens=4, prompt_tokens=(320,), ahead=1)
