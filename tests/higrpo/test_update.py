@@ -15,9 +15,12 @@ from ar3d_jax.higrpo.update import (
     ScoredRollouts,
     from_saved,
     init_state,
+    minibatches,
     optimiser,
+    over_updates,
     to_save,
     update_step,
+    with_trainer_logp,
 )
 from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
@@ -420,3 +423,104 @@ def test_moments_in_bfloat16_lead_nearly_the_same_way():
     cosine = moved["float32"] @ moved["bfloat16"]
     cosine /= np.linalg.norm(moved["float32"]) * np.linalg.norm(moved["bfloat16"])
     assert cosine > 0.99
+
+
+def of_prompts(rollouts, prompts):
+    """A batch of some prompts alone, as if they had been sampled alone."""
+    rows = np.concatenate([np.arange(p * G, p * G + G) for p in prompts])
+    sequences = jax.tree.map(lambda x: on_rows(np.asarray(x)[rows]), rollouts.sequences)
+    rewards = {name: np.asarray(x)[prompts] for name, x in rollouts.rewards.items()}
+    return ScoredRollouts(sequences, rewards)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "token_batch", "sequence"])
+def test_updates_on_minibatches_are_updates_on_their_prompts(aggregation):
+    objective = ObjectiveConfig(
+        micro_batch=4,
+        updates_per_rollout=4,
+        minibatches=2,
+        aggregation=aggregation,
+        kl_coef=0.0,
+    )
+    policy = make_policy()
+    rollouts = make_rollouts(policy)
+    settings = {"vocab": VOCAB, "objective": objective, "optim": OPTIM}
+    state, plain = (init_state(policy, optim=OPTIM) for _ in range(2))
+    parts = minibatches(objective, B, jax.random.key(3))
+    assert len(parts) == 4
+    for one_pass in (parts[:2], parts[2:]):
+        assert sorted(np.concatenate(one_pass).tolist()) == [0, 1, 2, 3]
+    found = []
+    for prompts in parts:
+        state, metrics = update_step(state, None, rollouts, prompts, **settings)
+        alone = of_prompts(rollouts, np.asarray(prompts))
+        plain, expected = update_step(plain, None, alone, **settings)
+        assert float(metrics["loss"]) == pytest.approx(
+            float(expected["loss"]), abs=1e-6
+        )
+        found.append(jax.device_get(metrics))
+    assert_close(state, plain, atol=1e-6)
+    line = over_updates(found)
+    assert line["mismatch"] == found[0]["mismatch"] < 1e-5
+    assert line["ratio_max"] == max(x["ratio_max"] for x in found) > 1
+    assert line["loss"] == pytest.approx(np.mean([x["loss"] for x in found]))
+
+
+def test_a_sampler_that_disagrees_is_measured_and_corrected():
+    """The trainer's own are the old ones; the sampler's only weigh the tokens."""
+    policy = make_policy()
+    rollouts = make_rollouts(policy)
+    shift = 0.1
+    sampled = jax.tree.map(
+        lambda s: dataclasses.replace(s, logp=s.logp - shift * s.sampled),
+        rollouts.sequences,
+        is_leaf=lambda s: isinstance(s, Sequence),
+    )
+    shifted = dataclasses.replace(rollouts, sequences=sampled)
+    _, plain = run(policy, shifted)
+    assert float(plain["mismatch"]) == pytest.approx(shift, rel=1e-3)
+    assert float(plain["ratio_max"]) == pytest.approx(np.exp(shift), rel=1e-3)
+
+    objective = dataclasses.replace(OBJECTIVE, correct_mismatch=2.0, kl_coef=0.0)
+    corrected = with_trainer_logp(shifted, policy, VOCAB, objective)
+    _, metrics = run(policy, corrected, objective=objective)
+    assert float(metrics["mismatch"]) == pytest.approx(shift, rel=1e-3)
+    assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
+    # The loss of the undisturbed rollouts, times exp(shift) < 2.
+    _, exact = run(
+        policy, rollouts, objective=dataclasses.replace(OBJECTIVE, kl_coef=0.0)
+    )
+    wanted = float(exact["loss"]) * np.exp(shift)
+    assert float(metrics["loss"]) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    capped = dataclasses.replace(objective, correct_mismatch=1.0)
+    _, metrics = run(policy, corrected, objective=capped)
+    assert float(metrics["loss"]) == pytest.approx(float(exact["loss"]), abs=1e-5)
+
+
+def test_without_a_reference_the_policy_is_not_kept_twice():
+    policy = make_policy()
+    state = init_state(policy, optim=OPTIM, keep=False)
+    objective = dataclasses.replace(OBJECTIVE, kl_coef=0.0)
+    rollouts = make_rollouts(policy)
+    update_step(state, None, rollouts, vocab=VOCAB, objective=objective, optim=OPTIM)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(policy))
+
+
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
+def test_the_advantages_are_those_of_the_config(std):
+    """With one token per step and no clipping, the gradient is the advantages' sum."""
+    policy = make_policy()
+    rollouts = make_rollouts(policy)
+    objective = dataclasses.replace(OBJECTIVE, advantage_std=std, kl_coef=0.0)
+    _, metrics = run(policy, rollouts, objective=objective)
+    valid = np.ones((B, G), bool)
+    expected = 0.0
+    for name, sequences in rollouts.sequences.items():
+        rewards = REWARDS[name]
+        advantages = np.asarray(group_advantages(rewards, valid, std=std))
+        sampled = np.concatenate([np.asarray(s.sampled) for s in sequences], axis=1)
+        tokens = sampled.sum(axis=1).reshape(B, G)
+        used = rewards.max(axis=1) > rewards.min(axis=1)
+        per_group = (tokens * advantages).sum(axis=1) / tokens.sum(axis=1)
+        expected -= (per_group * used).sum() / B
+    assert float(metrics["loss"]) == pytest.approx(expected, abs=1e-5)
