@@ -1,0 +1,160 @@
+"""The rows of the paper's tables: each is a command line that means what it says."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks import study
+from benchmarks.study_rows import FIGURES, TABLES
+
+from ar3d_jax import command
+from ar3d_jax.config import Config, to_dict
+from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    (f"{kind}{number}-{row.name}", row)
+    for kind, some in (("table", TABLES), ("figure", FIGURES))
+    for number, rows in some.items()
+    for row in rows
+]
+TRAINED = [pytest.param(row, id=name) for name, row in ROWS if row.config]
+
+
+@pytest.fixture(autouse=True)
+def in_the_clone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def config_of(row):
+    words = shlex.split(row.command())
+    assert words[:3] == ["python", "-m", "ar3d_jax.train"]
+    config, values = command.parse_config(
+        words[2:], Config, "configs/higrpo.py", "runs/higrpo"
+    )
+    assert values.workdir == "runs/row"
+    return config
+
+
+@pytest.mark.parametrize("row", TRAINED)
+def test_a_row_sets_what_it_names_and_nothing_else(row):
+    config = to_dict(config_of(row))
+    loaded = command.load_config_file(row.config).to_dict()
+    for field, value in row.fields.items():
+        *path, name = field.split(".")
+        found, default = config, loaded
+        for part in path:
+            found, default = found[part], default[part]
+        assert found.pop(name) == value, field
+        default.pop(name)
+    assert config == loaded
+
+
+@pytest.mark.parametrize("row", TRAINED)
+def test_every_role_that_a_row_rewards_has_a_scorer(row):
+    config = config_of(row)
+    steps = {config.rewards.ensemble_of(step) for step in config.step_names}
+    for step in steps:
+        roles = config.rewards.roles(step)
+        divisors = COARSE_DIVISORS if step == "coarse" else REFINED_DIVISORS
+        assert set(roles) <= set(divisors)
+        assert all(getattr(config.rewards.scorers, r) == "embedded" for r in roles)
+
+
+def rewarded(table, name):
+    (row,) = (row for row in TABLES[table] if row.name == name)
+    config = config_of(row)
+    return {
+        step: config.rewards.roles(config.rewards.ensemble_of(step))
+        for step in config.step_names
+    }
+
+
+def test_rows_by_hand():
+    """The ticks of the paper's tables, read off the print."""
+    last = ("preference", "alignment", "consistency_shape")
+    assert rewarded("1", "all") == {"shape": last}
+    assert rewarded("1", "hps_lmm") == {"shape": ("preference", "align_lmm")}
+    assert rewarded("2", "grpo") == {"shape": last}
+    assert rewarded("3", "with") == {"shape": ("preference",)}
+    assert rewarded("6", "refined") == {
+        "shape": ("preference", "quality", "consistency", "parts")
+    }
+    assert rewarded("6", "higrpo") == {
+        "coarse": ("preference", "alignment", "category"),
+        "refined": ("preference", "quality", "consistency", "parts"),
+    }
+    first, *_, full = TABLES["5"]
+    assert config_of(first).rewards.roles("coarse") == ()
+    assert config_of(first).rewards.roles("refined") == ("preference", "quality")
+    assert config_of(full).rewards.weights == Config().rewards.weights
+
+
+def test_the_options_of_table_2_by_hand():
+    options = {row.name: config_of(row).objective for row in TABLES["2"]}
+    assert {name: o.dynamic_sampling for name, o in options.items()} == {
+        "grpo": "off",
+        **dict.fromkeys(("dynamic", "gspo", "token", "no_kl", "decoupled"), "medium"),
+    }
+    aggregations = [o.aggregation for o in options.values()]
+    assert aggregations == ["sequence"] * 3 + ["token_batch"] * 3
+    assert [o.importance for o in options.values()].count("sequence") == 1
+    assert options["gspo"].importance == "sequence"
+    assert [o.kl_coef for o in options.values()] == [0.01] * 4 + [0.0, 0.01]
+    assert [o.clip_high for o in options.values()] == [0.2] * 5 + [0.28]
+    assert {o.clip_low for o in options.values()} == {0.2}
+
+
+def test_the_docs_list_every_command():
+    text = (ROOT / "docs" / "study.md").read_text()
+    assert not [name for name, row in ROWS if row.command() not in text]
+
+
+def test_the_smallest_detectable_effect_is_that_of_a_power_analysis():
+    """Simulated: at that difference, four tests of five are significant."""
+    rng = np.random.default_rng(0)
+    groups = rng.normal(0, 2, (400, 5))
+    effect = study.detectable(groups.tolist())
+    a, b = rng.normal(0, 2, (2, 20_000, 5))
+    from scipy import stats
+
+    p = stats.ttest_ind(a, b + effect, axis=1).pvalue
+    assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_finished_runs_are_not_made_again(tmp_path, monkeypatch, capsys):
+    """Killed after the second run, the same command makes the third."""
+    made = []
+
+    def one_run(row, fields, preset, seed, folder):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append((row.name, seed))
+        return {"clip": 1.0 + seed, "kd": 0.1, "iou": 0.2, "overlap": 0.3}
+
+    monkeypatch.setattr(study, "one_run", one_run)
+    arguments = [
+        "study",
+        "--table=3",
+        "--seeds=1",
+        f"--results={tmp_path / 'r.jsonl'}",
+        f"--workdir={tmp_path}",
+    ]
+    from absl import flags
+
+    if "table" not in flags.FLAGS:
+        study._define_flags()
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(arguments)
+    with pytest.raises(KeyboardInterrupt):
+        study.main([])
+    assert made == [("base", 0), ("without", 0)]
+    monkeypatch.setattr(
+        study,
+        "one_run",
+        lambda row, *_: made.append(row.name) or dict.fromkeys(study.METRICS, 1.0),
+    )
+    study.main([])
+    assert made[2:] == ["with"]
+    assert "| GRPO with plan | 24 | - | 1.00 |" in capsys.readouterr().out
