@@ -80,7 +80,7 @@ def clip(of):
 
 def test_numbers_of_objects_are_means_over_seeds_then_objects(asked, tmp_path):
     base = system(asked, "base", 0.0, drop={("lamp", 1)})
-    found, truth = summarise(asked, [base], tmp_path)
+    found, _ = summarise(asked, [base], tmp_path)
     (told, real) = found["systems"]
     scores = {name: [] for name in IDS}
     for thing, records in zip(base.objects, base.records, strict=True):
