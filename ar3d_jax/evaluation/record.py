@@ -101,7 +101,7 @@ def save(record: Record, path: Path) -> None:
 def load(path: Path) -> Record | None:
     """The record, or None where there is none or it is damaged: measure again."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             said = json.loads(str(arrays["said"]))
             by_kind: dict[str, dict[str, np.ndarray]] = {"vectors": {}, "texts": {}}
             for name in arrays.files:
