@@ -649,6 +649,12 @@ class Config:
             *(("both",) if both else ("coarse", "refined")),
         )
         _require(
+            both or not self.rollout.refined_sees_coarse,
+            "rollout.refined_sees_coarse",
+            True,
+            "False with paradigm=grpo, which has no coarse shape",
+        )
+        _require(
             self.rollout.plans or not both,
             "rollout.plans",
             self.rollout.plans,

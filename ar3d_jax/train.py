@@ -261,6 +261,8 @@ def _check_prompts(models: Models, source: PromptSource, config: Config) -> None
     check_length(models.tokenizer, texts, config.rollout)
     room = config.policy.max_positions
     plans, shape = 2 * config.rollout.plan_tokens, config.codec.tokens
+    if config.rollout.refined_sees_coarse:
+        shape = 2 * shape + 2  # the coarse one between its marks
     needed = config.rollout.prompt_tokens[-1] + plans + shape
     if needed > room:
         raise UserError(
