@@ -13,8 +13,8 @@ function is one jitted program per (prompt length, prompts, G). Models that were
 to answer with a shape at once have `rollout_one_step`. One segment's loop is in
 `generate.py`, the sequences' layout in `policy/sequence.py`.
 
-With `rollout.refined_sees_coarse` (our own idea) line 3 is chat(x, LOW) v <mesh-start> t
-<mesh-end> <mesh-start> o: the refined shape may correct the coarse one.
+With `rollout.refined_sees_coarse` (our own idea) line 3 is chat(x, LOW) v <mesh-start>
+t <mesh-end> <mesh-start> o: the refined shape may correct the coarse one.
 
 Not in the paper, our choices: a plan that has no end of turn by its last token gets one
 there, unsampled, so that what follows is always well-formed; shapes have no

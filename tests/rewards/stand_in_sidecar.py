@@ -10,9 +10,9 @@
 | hang | never returns, and holds the interpreter: nothing else in the process runs |
 | anything else | a number from the views', the points' and the prompt's bytes |
 
-With STAND_IN_SCORES=smooth that number hardly changes where the object hardly does; with
-STAND_IN_SCORES=equal it is the same for all objects of half of the prompts. A score
-takes STAND_IN_SECONDS.
+With STAND_IN_SCORES=smooth that number hardly changes where the object hardly does;
+with STAND_IN_SCORES=equal it is the same for all objects of half of the prompts. A
+score takes STAND_IN_SECONDS.
 """
 
 import ctypes
