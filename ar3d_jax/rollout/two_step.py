@@ -153,7 +153,7 @@ class _Run:
         )
 
     def shape_seen(self, sequence: Sequence) -> Segment:
-        """A shape that was sampled before, as context: `<mesh-start>` t `<mesh-end>`."""
+        """A shape sampled before, as context: `<mesh-start>` t `<mesh-end>`."""
         assert sequence.layout.shape, "a sequence without a sampled shape"
         span = slice(*sequence.layout.shape)
         tokens, valid = sequence.tokens[:, span], sequence.valid[:, span]
