@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from ar3d_jax.evaluation.benchmarks import Item
 
 from ar3d_jax.errors import UserError
 from ar3d_jax.evaluation import objects
+from ar3d_jax.evaluation.benchmarks import Item
 from ar3d_jax.render import meshes
 
 CHAIR, LAMP = Item("chair#1", "a chair", "", None), Item("lamp", "a lamp", "", None)
