@@ -417,11 +417,13 @@ def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> N
                         f"{workdir} has objects of {system.name} from {source}, not "
                         f"{system.source}; choose another --workdir"
                     )
-            if before["config"]["benchmark"] != config.benchmark:
-                raise UserError(
-                    f"{workdir} is an evaluation on {before['config']['benchmark']}, "
-                    f"not {config.benchmark}; choose another --workdir"
-                )
+            for name in ("benchmark", "data", "batch"):
+                old, new = before["config"][name], getattr(config, name)
+                if old != new:
+                    raise UserError(
+                        f"{workdir} is an evaluation with {name} {old!r}, not {new!r}; "
+                        "choose another --workdir"
+                    )
         path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 
 

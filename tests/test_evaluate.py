@@ -14,11 +14,13 @@ import trimesh
 from ar3d_jax import evaluate
 from ar3d_jax.codec import surface, voxels
 from ar3d_jax.data.catalog import load_held_out
+from ar3d_jax.errors import UserError
 from ar3d_jax.evaluation import benchmarks
 from ar3d_jax.rewards.sidecar import damage
 
 pytestmark = pytest.mark.usefixtures("egl")
 
+SMALL = ("--config.count=4", "--config.batch=2", "--config.seeds=(0,1)")
 DISTANCES = ("kd/embedded", "fd/embedded", "chamfer")
 LIKENESSES = ("clip_score/embedded", "iou", "f_score")
 
@@ -48,7 +50,7 @@ def policy(weights):
 def evaluated(policy, tmp_path_factory):
     """The workdir of an evaluation of a small random policy, with two seeds."""
     workdir = tmp_path_factory.mktemp("evaluated")
-    run(workdir, policy, "--config.count=6", "--config.batch=4", "--config.seeds=(0,1)")
+    run(workdir, policy, *SMALL)
     return workdir
 
 
@@ -57,16 +59,16 @@ def test_a_policy_is_sampled_measured_and_reported(evaluated):
     base, real = report["systems"]
     assert base["steps"] == ["coarse", "refined"]
     assert base["seeds"] == [0, 1]
-    assert len(base["objects"]) == 12
+    assert len(base["objects"]) == 8
     for step in base["steps"]:
         covered = base["coverage"][step]
-        assert covered["asked"] == 12
-        assert covered["scored"] + len(covered["failed"]) == 12
+        assert covered["asked"] == 8
+        assert covered["scored"] + len(covered["failed"]) == 8
         for metric in (*DISTANCES, *LIKENESSES, "diversity", "distinct_codes"):
             assert np.isfinite(base["overall"][step][metric]["mean"]), metric
-            assert base["overall"][step][metric]["n"] <= 6 or metric == "diversity"
+            assert base["overall"][step][metric]["n"] <= 4 or metric == "diversity"
     assert set(report["metrics"]) >= set(base["overall"]["coarse"])
-    assert real["overall"]["mesh"]["clip_score/embedded"]["n"] == 6
+    assert real["overall"]["mesh"]["clip_score/embedded"]["n"] == 4
     assert "kd/embedded" not in real["overall"]["mesh"]
     (difference,) = report["differences"]
     step = base["overall"]
@@ -89,9 +91,7 @@ def test_the_same_command_again_measures_nothing_anew(evaluated, policy):
     run(
         evaluated,
         policy,
-        "--config.count=6",
-        "--config.batch=4",
-        "--config.seeds=(0,1)",
+        *SMALL,
     )
     after = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*.npz")}
     assert before == after
@@ -103,7 +103,7 @@ def test_the_same_command_again_measures_nothing_anew(evaluated, policy):
 )
 def test_killed_while_sampling_or_measuring(sign, evaluated, policy, tmp_path):
     """The same command then ends in the same report, byte for byte."""
-    flags = (policy, "--config.count=6", "--config.batch=4", "--config.seeds=(0,1)")
+    flags = (policy, *SMALL)
     with subprocess.Popen(
         command(tmp_path, *flags), stderr=subprocess.DEVNULL
     ) as first:
@@ -232,7 +232,7 @@ def test_broken_empty_huge_missing_and_twice_are_named_and_the_rest_scored(tmp_p
 def test_compare_a_policy_its_training_and_an_earlier_evaluation(
     evaluated, policy, trained, tmp_path
 ):
-    flags = (policy, "--config.count=6", "--config.batch=4", "--config.seeds=(0,1)")
+    flags = (policy, *SMALL)
     report = run(tmp_path, *flags, "--compare", "base", trained, evaluated)
     names = [system["name"] for system in report["systems"]]
     assert names == ["base", trained.name, "base-2", "real objects"]
@@ -256,34 +256,46 @@ def test_a_prompt_that_is_too_long_is_a_failure(policy, tmp_path):
     assert "tokens" in failed["reason"]
 
 
-def test_bad_input_is_one_line_and_status_2(evaluated, trained, tmp_path):
-    out = tmp_path / "out"
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--checkpoint=nowhere",), "workdir of python -m"),
+        (("--meshes=nowhere",), "no such folder"),
+        (("--meshes=EMPTY",), "no mesh there"),
+        (("--compare", "base"), "two or more"),
+        (("--compare", "base", "nowhere"), "is not there"),
+        (("--meshes=a", "--checkpoint=b"), "expected one of"),
+        (("--weights=x/y",), "--policy"),
+        (("--config.benchmark=toys5k",), "benchmark"),
+        (("--config.benchmark=toys4k",), "config.data"),
+        (("--config.features.sets=('clip',)",), "features.sets"),
+        (("--config.features.sets=('inception',)",), "inception-2015-12-05"),
+        (("--config.features.weights.embedded=/no/where",), "there is no such file"),
+        (("--config=configs/eval.py:huge",), "unknown preset"),
+        (("--config.sizes=3",), "sizes"),
+        (("--best", "--checkpoint=TRAINED"), "best"),
+        (("--config.benchmark=reasoning249", "--workdir=EVALUATED"), "another --work"),
+        (("--config.batch=5", "--workdir=EVALUATED"), "another --workdir"),
+    ],
+)
+def test_bad_input_is_one_line(flags, expected, evaluated, trained, tmp_path):
     (tmp_path / "empty").mkdir()
-    cases = {
-        ("--checkpoint=nowhere",): "workdir of python -m",
-        ("--meshes=nowhere",): "no such folder",
-        (f"--meshes={tmp_path / 'empty'}",): "no mesh there",
-        ("--compare", "base"): "two or more",
-        ("--compare", "base", "nowhere"): "is not there",
-        ("--meshes=a", f"--checkpoint={trained}"): "expected one of",
-        ("--weights=x/y",): "--policy",
-        ("--config.benchmark=toys5k",): "benchmark",
-        ("--config.benchmark=toys4k",): "config.data",
-        ("--config.features.sets=('clip',)",): "features.sets",
-        ("--config.features.sets=('inception',)",): "inception-2015-12-05",
-        ("--config.features.weights.embedded=/no/where",): "there is no such file",
-        ("--config=configs/eval.py:huge",): "unknown preset",
-        ("--config.sizes=3",): "sizes",
-        ("--best", f"--checkpoint={trained}"): "best",
-    }
-    for flags, expected in cases.items():
-        done = subprocess.run(command(out, *flags), capture_output=True, text=True)
-        assert done.returncode == 2, (flags, done.stderr)
-        assert "Traceback" not in done.stderr, (flags, done.stderr)
-        assert expected in done.stderr.splitlines()[-1], (flags, done.stderr)
-    flags = ("--config.benchmark=reasoning249",)
-    done = subprocess.run(command(evaluated, *flags), capture_output=True, text=True)
-    assert "another --workdir" in done.stderr.splitlines()[-1]
+    places = {"EMPTY": tmp_path / "empty", "TRAINED": trained, "EVALUATED": evaluated}
+    words = ["evaluate", f"--workdir={tmp_path / 'out'}", *flags]
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
+    with pytest.raises(UserError) as error:
+        evaluate.main(words)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_process_ends_with_status_2(tmp_path):
+    flags = ("--compare", "base", "nowhere")
+    done = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --compare: nowhere is not")
+    assert "Traceback" not in done.stderr
 
 
 def test_compare_takes_a_list_of_words():

@@ -67,9 +67,9 @@ def write(
     codes: Mapping[str, np.ndarray],
     logits: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes an object, all of it or nothing.
+    """Writes an object, all of it or nothing; one that is there stays.
 
-    An object without a surface leaves no mesh file; the others of it stay.
+    A step without a surface leaves no mesh file.
 
     Args:
         folder: the system's.
@@ -83,6 +83,8 @@ def write(
         UserError: the disk is full, or the folder cannot be written.
     """
     place = folder_of(folder, seed, item)
+    if place.is_dir():  # of a batch that was cut off
+        return
     unfinished = place.with_name(f".{place.name}")
     with writing(folder):
         shutil.rmtree(unfinished, ignore_errors=True)

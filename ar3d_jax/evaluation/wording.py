@@ -24,7 +24,7 @@ ABOUT: dict[str, tuple[str, str, int, str]] = {
         "unbiased polynomial kernel distance (degree 3) to the real objects' views; "
         "small negative values are chance",
     ),
-    "fd": ("FD", "lower", 2, "Frechet distance to the real objects' views"),
+    "fd": ("FD", "lower", 3, "Frechet distance to the real objects' views"),
     "iou": ("IoU", "higher", 3, "of surface voxels with the real object, 32^3"),
     "chamfer": (
         "Chamfer",

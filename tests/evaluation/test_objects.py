@@ -54,6 +54,9 @@ def test_an_object_that_was_cut_off_is_missing(tmp_path):
     assert objects.missing(tmp_path, 3, [CHAIR])
     write(tmp_path, CHAIR)
     assert not objects.missing(tmp_path, 3, [CHAIR])
+    written = (place / "object.json").stat().st_mtime_ns
+    write(tmp_path, CHAIR)  # with others of its batch, that were cut off
+    assert (place / "object.json").stat().st_mtime_ns == written
 
 
 def test_a_refused_prompt_fails_every_step(tmp_path):
