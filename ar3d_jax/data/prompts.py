@@ -228,7 +228,8 @@ class PromptSource:
         """The next `count` prompts."""
         first = self._position
         self._position += count
-        return [self._prompts[index] for index in range(first, self._position)]
+        found = (self._prompts[index] for index in range(first, self._position))
+        return [prompt for prompt in found if prompt]  # none is None: nothing filters
 
     def get_state(self) -> dict[str, Any]:
         """The position, as JSON."""
