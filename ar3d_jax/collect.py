@@ -51,11 +51,13 @@ class Waiting:
         sequences: by step, whose sampled tokens belong to it.
         tickets: by step, of this host's objects.
         rows: of all hosts.
+        position: of the prompts' source, before those of this batch were taken.
     """
 
     sequences: dict[str, tuple[Sequence, ...]]
     tickets: dict[str, Scores]
     rows: int
+    position: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Collector:
         count = config.prompts_per_step
         if again:
             count = config.objective.resample_prompts or count
+        position = self._source.get_state()
         texts = [prompt.text for prompt in self._source.take(count)]
         per_row = [text for text in texts for _ in range(group)]
         own = [per_row[row] for row in hosts.own_rows(len(per_row))]
@@ -143,7 +146,7 @@ class Collector:
             paradigm=config.paradigm,
             group_size=group,
         )
-        waiting = Waiting({}, {}, len(per_row))
+        waiting = Waiting({}, {}, len(per_row), position)
         for _ in config.step_names:
             with clock("rollout"):
                 sampled = jax.block_until_ready(next(steps))

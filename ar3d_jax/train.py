@@ -141,9 +141,13 @@ def main(config: Config, workdir: str) -> None:
             )
         )
 
+        waiting: Waiting | None = None  # the next batch, where it is sampled already
+
         def save(step: int) -> None:
             evaluation.wait()
-            extras = {"prompts": source.get_state(), "key": run_key}
+            # What is sampled ahead is sampled again: checkpoints hold no rollouts.
+            position = waiting.position if waiting else source.get_state()
+            extras = {"prompts": position, "key": run_key}
             extras["selection"] = collector.selection.get_state()
             checkpoints.save(to_save(state), step, extras)
 
@@ -176,7 +180,6 @@ def main(config: Config, workdir: str) -> None:
         if first_step == 0:
             evaluation.after(0, state.policy)
             draw_samples(0)
-        waiting: Waiting | None = None  # the next batch, where it is sampled already
         for step in range(first_step, config.steps):
             clock = Stopwatch()
             done = step + 1

@@ -167,7 +167,7 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
         f"Smallest detectable difference of two rows' CLIP scores with these seeds: "
         f"{effect:.2f}.",
         "",
-        "| row | paper: CLIP | KD | ours: CLIP by the judge | KD x100 | IoU | overlap |",
+        "| row | paper: CLIP | KD | ours: CLIP, judge | KD x100 | IoU | overlap |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -1,7 +1,7 @@
 """The rows of the paper's tables 1, 2, 3, 5 and 6 and of figure 3, as commands.
 
-Each row says which config file and which fields, beside the paper's numbers (CLIP score
-and KD_incep on Toys4K). `docs/study.md` lists them; `study.py` runs them. What the paper
+Each row says which config file and which fields, beside the paper's numbers (CLIP
+score and KD_incep on Toys4K). `docs/study.md` lists them; `study.py` runs them. What the paper
 leaves open is decided here:
 
 * tables 1 to 3 are one-step GRPO; their rewards are one ensemble, `coarse`, whose other
@@ -225,7 +225,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
 }
 
 # Figure 3 gives gains of the CLIP score over the run before: of data +0.4, +0.2, +0.4,
-# of iterations +0.9, then worse, without a number. Table 2's best row is what is scaled.
+# of iterations +0.9, then worse, without a number. Table 2's best row is scaled.
 _BEST = TABLES["2"][-1].fields
 FIGURES: dict[str, tuple[Row, ...]] = {
     "3": (

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import study
-from benchmarks.study_rows import FIGURES, TABLES
 
 from ar3d_jax import command
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS
+from benchmarks import study
+from benchmarks.study_rows import FIGURES, TABLES
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
