@@ -258,7 +258,7 @@ class ObjectiveConfig:
     updates_per_rollout: int = 1  # optimiser steps on each batch; paper: 1
     minibatches: int = 1  # parts of a batch, by prompts, that updates take in turn
     dynamic_sampling: str = (
-        "off"  # DAPO's, table 2: no_spread, or medium: also too easy or too hard ones
+        "medium"  # AR3D-R1's recipe, table 2; no_spread: DAPO's; off: plain Hi-GRPO
     )
     min_spread: float = 0.0  # of rewards in a group that is kept; our choice: any
     band_low: float = 0.1  # medium: quantile of recent groups' mean rewards; our choice

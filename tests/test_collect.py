@@ -70,7 +70,7 @@ def test_every_update_is_full_and_nothing_is_compiled_anew(run, monkeypatch):
     # The first replaced group compiles its round and its merging; after that, nothing.
     first = next(i for i, line in enumerate(lines) if line["groups_resampled"])
     assert sum(line["compilations"] for line in lines[first + 2 :]) == 0
-    plain = run("plain", steps=6, objective=ObjectiveConfig(micro_batch=2))
+    plain = run("plain", steps=6)
     assert min(line["groups_used"] for line in plain) < 2
 
 
