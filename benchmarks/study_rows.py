@@ -1,8 +1,8 @@
 """The rows of the paper's tables 1, 2, 3, 5 and 6 and of figure 3, as commands.
 
 Each row says which config file and which fields, beside the paper's numbers (CLIP
-score and KD_incep on Toys4K). `docs/study.md` lists them; `study.py` runs them. What the paper
-leaves open is decided here:
+score and KD_incep on Toys4K). `docs/study.md` lists them; `study.py` runs them. What
+the paper leaves open is decided here:
 
 * tables 1 to 3 are one-step GRPO; their rewards are one ensemble, `coarse`, whose other
   weights are 0. "LMM 3D" is the role consistency_shape, "LMM align" align_lmm;

@@ -12,8 +12,8 @@ keeps the default of `ar3d_jax/config.py`, with its reason there. Weights are na
 published and read from Hugging Face, or from where `--config.policy.weights` and
 `--config.codec.weights` say. Objects are shaded geometry: there is no appearance stage.
 
-AR3D-R1's recipe is Hi-GRPO with decoupled clip bounds and dynamic sampling. Plain Hi-GRPO,
-the last row of table 6, is
+AR3D-R1's recipe is Hi-GRPO with decoupled clip bounds and dynamic sampling. Plain
+Hi-GRPO, the last row of table 6, is
 
     --config.objective.dynamic_sampling=off --config.objective.clip_high=0.2
 
