@@ -222,12 +222,6 @@ class RolloutConfig:
             False,
             "True (rollouts without plans are not built yet)",
         )
-        _require(
-            self.ahead == 0,
-            "rollout.ahead",
-            self.ahead,
-            "0 (rollouts ahead are not built yet)",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
