@@ -216,12 +216,6 @@ class RolloutConfig:
             True,
             "False (the full vocabulary is not built yet)",
         )
-        _require(
-            self.plans,
-            "rollout.plans",
-            False,
-            "True (rollouts without plans are not built yet)",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
