@@ -17,6 +17,7 @@ from ar3d_jax.errors import UserError
 
 COARSE_ROLES = ("preference", "alignment", "category")
 REFINED_ROLES = ("preference", "quality", "consistency", "parts")
+TABLE_ROLES = ("align_lmm", "consistency_shape")  # of table 1 alone; coarse weights
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:

@@ -6,7 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, WeightsConfig, to_dict
+from ar3d_jax.config import (
+    COARSE_ROLES,
+    REFINED_ROLES,
+    TABLE_ROLES,
+    WeightsConfig,
+    to_dict,
+)
 from ar3d_jax.rewards.ensemble import (
     COARSE_DIVISORS,
     REFINED_DIVISORS,
@@ -96,7 +102,7 @@ def test_a_role_that_cannot_be_summed_is_named(weights, message):
 
 
 def test_the_roles_are_those_of_the_configuration():
-    assert tuple(COARSE_DIVISORS) == COARSE_ROLES
+    assert tuple(COARSE_DIVISORS) == COARSE_ROLES + TABLE_ROLES
     assert tuple(REFINED_DIVISORS) == REFINED_ROLES
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES
+from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import train_embedded
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
 
-ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES))
+ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES + TABLE_ROLES))
 RANGES = {
     "preference": (-1, 1),
     "alignment": (1, 5),
@@ -19,6 +19,8 @@ RANGES = {
     "quality": (3, 15),
     "consistency": (0, 3),
     "parts": (0, 2),
+    "align_lmm": (1, 5),
+    "consistency_shape": (0, 3),
 }
 WORDS = {"lamp": "lamp", "table": "table", "table lamp": "lamp", "bed": "bed"}
 
