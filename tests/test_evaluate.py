@@ -273,14 +273,14 @@ def test_a_prompt_that_is_too_long_is_a_failure(policy, tmp_path):
         (("--config.features.weights.embedded=/no/where",), "there is no such file"),
         (("--config=configs/eval.py:huge",), "unknown preset"),
         (("--config.sizes=3",), "sizes"),
-        (("--best", "--checkpoint=TRAINED"), "best"),
+        (("--best",), "--best without --checkpoint"),
         (("--config.benchmark=reasoning249", "--workdir=EVALUATED"), "another --work"),
         (("--config.batch=5", "--workdir=EVALUATED"), "another --workdir"),
     ],
 )
-def test_bad_input_is_one_line(flags, expected, evaluated, trained, tmp_path):
+def test_bad_input_is_one_line(flags, expected, evaluated, tmp_path):
     (tmp_path / "empty").mkdir()
-    places = {"EMPTY": tmp_path / "empty", "TRAINED": trained, "EVALUATED": evaluated}
+    places = {"EMPTY": tmp_path / "empty", "EVALUATED": evaluated}
     words = ["evaluate", f"--workdir={tmp_path / 'out'}", *flags]
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
