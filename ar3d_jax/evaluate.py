@@ -94,6 +94,8 @@ def systems_of(values: flags.FlagValues) -> list[System]:
             f"--{asked[0]} together with --{asked[1]}; expected one of --checkpoint, "
             "--meshes and --compare, or none for the shipped policy"
         )
+    if values.best and not (values.checkpoint or values.compare):
+        raise UserError("--best without --checkpoint; expected a training's workdir")
     if values.compare:
         sources = [source for source in values.compare.split(",") if source]
         if len(set(sources)) < 2:

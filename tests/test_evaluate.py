@@ -13,10 +13,13 @@ import trimesh
 
 from ar3d_jax import evaluate
 from ar3d_jax.codec import surface, voxels
+from ar3d_jax.config import EvalConfig
 from ar3d_jax.data.catalog import load_held_out
 from ar3d_jax.errors import UserError
-from ar3d_jax.evaluation import benchmarks
+from ar3d_jax.evaluation import benchmarks, objects
+from ar3d_jax.evaluation.benchmarks import Item
 from ar3d_jax.rewards.sidecar import damage
+from tests.small_run import small_config
 
 pytestmark = pytest.mark.usefixtures("egl")
 
@@ -242,18 +245,15 @@ def test_compare_a_policy_its_training_and_an_earlier_evaluation(
     assert all(of["metrics"]["iou"]["mean"] == 0 for of in same if of["a"] == "base")
 
 
-def test_a_prompt_that_is_too_long_is_a_failure(policy, tmp_path):
-    file = tmp_path / "annotations.jsonl"
-    rows = [
-        {"id": "long", "caption": "word " * 400, "category": "spatial"},
-        {"id": "short", "caption": "a box", "category": "organic"},
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("--config.benchmark=mme3dr", f"--config.data={file}", policy)
-    report = run(tmp_path / "out", *flags)
-    (failed,) = report["systems"][0]["coverage"]["refined"]["failed"]
-    assert failed["id"] == "long"
-    assert "tokens" in failed["reason"]
+def test_a_prompt_that_is_too_long_is_a_failure(weights, tmp_path):
+    items = [Item("long", "word " * 400, ""), Item("short", "a box", "")]
+    system = evaluate.System("base", "here", config=small_config(weights))
+    evaluate.sample(system, items, EvalConfig(batch=2), tmp_path)
+    long, short = objects.read(tmp_path, [0], items)
+    assert set(long.failures) == {"coarse", "refined"}
+    assert "tokens" in long.failures["refined"]
+    assert {*short.meshes, *short.failures} == {"coarse", "refined"}
+    assert short.plans
 
 
 @pytest.mark.parametrize(
@@ -273,14 +273,14 @@ def test_a_prompt_that_is_too_long_is_a_failure(policy, tmp_path):
         (("--config.features.weights.embedded=/no/where",), "there is no such file"),
         (("--config=configs/eval.py:huge",), "unknown preset"),
         (("--config.sizes=3",), "sizes"),
-        (("--best", "--checkpoint=TRAINED"), "best"),
+        (("--best",), "--best without --checkpoint"),
         (("--config.benchmark=reasoning249", "--workdir=EVALUATED"), "another --work"),
         (("--config.batch=5", "--workdir=EVALUATED"), "another --workdir"),
     ],
 )
-def test_bad_input_is_one_line(flags, expected, evaluated, trained, tmp_path):
+def test_bad_input_is_one_line(flags, expected, evaluated, tmp_path):
     (tmp_path / "empty").mkdir()
-    places = {"EMPTY": tmp_path / "empty", "TRAINED": trained, "EVALUATED": evaluated}
+    places = {"EMPTY": tmp_path / "empty", "EVALUATED": evaluated}
     words = ["evaluate", f"--workdir={tmp_path / 'out'}", *flags]
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
