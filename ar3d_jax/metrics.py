@@ -83,7 +83,9 @@ class Stopwatch:
     def __init__(self) -> None:
         """Starts with the step."""
         self.tokens = 0
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        # All parts: a step whose rollout was another's (rollout.ahead) has none.
+        parts = ("rollout", "codec", "score_wait", "update")
+        self.seconds = defaultdict(float, dict.fromkeys(parts, 0.0))
         self._start = time.perf_counter()
 
     @contextlib.contextmanager
