@@ -27,7 +27,7 @@ from absl import flags
 from tqdm import tqdm
 
 from ar3d_jax import command
-from ar3d_jax.config import Config, EvalConfig, from_config_dict, to_dict
+from ar3d_jax.config import Config, EvalConfig, to_dict
 from ar3d_jax.errors import UserError, exit_on_user_error, writing
 from ar3d_jax.evaluation import (
     benchmarks,
@@ -45,6 +45,7 @@ from ar3d_jax.evaluation.record import Record
 from ar3d_jax.generate import (
     at_once,
     checkpoint_config,
+    described,
     load_trained,
     sample_shapes,
 )
@@ -158,14 +159,8 @@ def _untrained(values: flags.FlagValues) -> System:
                 "the model's sizes too: --policy=configs/higrpo.py:7b"
             )
         return System(BASE, "the shipped tiny policy")
-    config = from_config_dict(command.load_config_file(values.policy), Config)
-    policy, codec = config.policy, config.codec
-    if values.weights:
-        policy = dataclasses.replace(policy, weights=values.weights)
-    if values.codec_weights:
-        codec = dataclasses.replace(codec, weights=values.codec_weights)
-    config = dataclasses.replace(config, policy=policy, codec=codec)
-    source = f"{values.policy}, weights {policy.weights}"
+    config = described(values.policy, values.weights, values.codec_weights)
+    source = f"{values.policy}, weights {config.policy.weights}"
     if values.one_step:
         config = at_once(config)
     return System(BASE, source, config=config)

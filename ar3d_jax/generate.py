@@ -272,24 +272,34 @@ def main(_: list[str]) -> None:
 
 
 def _untrained(values: flags.FlagValues) -> Config:
-    """The config of the shipped policy, or of `--config` with other weights.
+    """The config of the shipped policy, or of `--config` with other weights."""
+    if values.config:
+        return described(values.config, values.weights, values.codec_weights)
+    if values.weights or values.codec_weights:
+        raise UserError(
+            "--weights or --codec_weights without --config; expected their sizes too: "
+            "--config=configs/higrpo.py:7b"
+        )
+    return Config()
+
+
+def described(file: str, weights: str, codec_weights: str) -> Config:
+    """The config of a policy before training.
+
+    Args:
+        file: a FILE.py[:PRESET] of train, which has its sizes.
+        weights: other policy weights than the file's; "" for those.
+        codec_weights: the same of the codec.
 
     Raises:
         UserError: no such file or preset.
     """
-    if not values.config:
-        if values.weights or values.codec_weights:
-            raise UserError(
-                "--weights or --codec_weights without --config; expected their sizes "
-                "too: --config=configs/higrpo.py:7b"
-            )
-        return Config()
-    config = from_config_dict(command.load_config_file(values.config), Config)
+    config = from_config_dict(command.load_config_file(file), Config)
     policy, codec = config.policy, config.codec
-    if values.weights:
-        policy = dataclasses.replace(policy, weights=values.weights)
-    if values.codec_weights:
-        codec = dataclasses.replace(codec, weights=values.codec_weights)
+    if weights:
+        policy = dataclasses.replace(policy, weights=weights)
+    if codec_weights:
+        codec = dataclasses.replace(codec, weights=codec_weights)
     return dataclasses.replace(config, policy=policy, codec=codec)
 
 
