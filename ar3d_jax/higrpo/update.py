@@ -231,18 +231,14 @@ def update_step(
         objective: the loss.
         optim: the optimiser.
     """
-    if objective.kl_coef == 0:
-        reference = None
-    elif reference is None:
-        reference = lora.base(state.policy)
-    rows, metrics = _rows_of_steps(rollouts, prompts, objective)
-    gradient, loss, sums = _accumulate(
+    gradient, metrics = loss_gradient(
         state.policy,
         reference,
-        rows,
-        vocab,
-        objective,
-        optim.gradient_dtype,
+        rollouts,
+        prompts,
+        vocab=vocab,
+        objective=objective,
+        dtype=optim.gradient_dtype,
     )
     master, opt_state = optimisation.step(
         optimiser(optim),
@@ -250,8 +246,6 @@ def update_step(
         _floats_as(state.opt_state, optim.master_dtype),
         lora.trained(state.policy) if state.master is None else state.master,
     )
-    metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
-    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
     trained = _floats_as(master, state.policy.cfg.dtype)
     return TrainState(
         policy=lora.with_trained(state.policy, trained),
@@ -259,6 +253,31 @@ def update_step(
         opt_state=_floats_as(opt_state, optim.moment_dtype),
         step=state.step + 1,
     ), metrics
+
+
+def loss_gradient(
+    policy: Decoder,
+    reference: Decoder | None,
+    rollouts: ScoredRollouts,
+    prompts: jax.Array | None = None,
+    *,
+    vocab: Vocab,
+    objective: ObjectiveConfig,
+    dtype: str = "float32",
+) -> tuple[Any, Metrics]:
+    """Gradient of what is trained, in `dtype`, and metrics; all as in `update_step`.
+
+    To be called under `jax.jit`.
+    """
+    if objective.kl_coef == 0:
+        reference = None
+    elif reference is None:
+        reference = lora.base(policy)
+    rows, metrics = _rows_of_steps(rollouts, prompts, objective)
+    gradient, loss, sums = _accumulate(policy, reference, rows, vocab, objective, dtype)
+    metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
+    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+    return gradient, metrics
 
 
 Rows = tuple[dict[str, tuple[Sequence, ...]], dict[str, StepTokens]]  # by step

@@ -11,7 +11,7 @@ import pytest
 
 from ar3d_jax.config import ObjectiveConfig
 from ar3d_jax.higrpo.advantages import group_advantages, used_groups, valid_rollouts
-from ar3d_jax.higrpo.objective import token_weights, weighted_loss
+from ar3d_jax.higrpo.objective import add_sums, token_weights, weighted_loss
 from tests.higrpo import plain
 
 CASES = 200
@@ -150,6 +150,38 @@ def test_padding_does_not_matter(options):
     np.testing.assert_allclose(padded[0], loss, rtol=1e-12)
     np.testing.assert_allclose(padded[1][..., 2:-3], gradient, rtol=1e-12)
     assert not padded[1][..., :2].any()
+
+
+@in_words()
+def test_micro_batches_add_up(options):
+    """Weights are of the complete batch, so any cut gives the same sum."""
+    mask, logp, old, ref, sampler, rewards = random_case(5)
+    options = dict(options)
+    valid = valid_rollouts(rewards, np.ones_like(rewards, bool))
+    counts = mask & (valid & used_groups(rewards, valid)[:, None])[..., None]
+    with jax.enable_x64(True):
+        weights = token_weights(counts, options.pop("aggregation"))
+        advantages = group_advantages(rewards, valid)
+    flat = [np.asarray(x).reshape(-1, x.shape[-1]) for x in (logp, old, ref, sampler)]
+    weights = np.asarray(weights).reshape(flat[0].shape)
+    advantages = np.asarray(advantages).reshape(-1)
+
+    def loss_of(rows):
+        some = [x[rows] for x in flat]
+        loss, sums = weighted_loss(
+            *some[:3], advantages[rows], weights[rows], logp_sampler=some[3], **options
+        )
+        return loss, sums
+
+    with jax.enable_x64(True):
+        whole, sums = loss_of(slice(None))
+        parts = [loss_of(slice(at, at + 5)) for at in range(0, len(weights), 5)]
+        total = sum(float(loss) for loss, _ in parts)
+        assert total == pytest.approx(float(whole), rel=1e-12)
+        together = functools.reduce(add_sums, (sums for _, sums in parts))
+    assert set(together) == set(sums)
+    for name, value in together.items():
+        np.testing.assert_allclose(value, sums[name], rtol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from ar3d_jax.config import LoraConfig, ObjectiveConfig, OptimConfig, PolicyConfig
+from ar3d_jax.config import (
+    LoraConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PolicyConfig,
+    RolloutConfig,
+)
 from ar3d_jax.higrpo.advantages import group_advantages
 from ar3d_jax.higrpo.objective import policy_loss
 from ar3d_jax.higrpo.update import (
@@ -26,7 +32,9 @@ from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Layout, Sequence, sequence_logp
 from ar3d_jax.policy.vocab import Vocab
+from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.sharding import make_mesh
+from tests.policy import small_policy
 
 B, G = 4, 2
 ROWS = B * G
@@ -265,6 +273,45 @@ def test_the_mesh_changes_nothing(monkeypatch):
         assert_close(policy, first[2], atol=5e-6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregation": "token_batch", "importance": "sequence", "dual_clip": 3.0}
+        | {"advantage_std": "batch", "correct_mismatch": 2.0},
+        {"aggregation": "sequence", "advantage_std": "none", "kl_coef": 0.0}
+        | {"updates_per_rollout": 2, "minibatches": 2},
+    ],
+    ids=["gspo", "grpo"],
+)
+def test_neither_mesh_nor_micro_batches_change_any_option(options):
+    """4x2 devices in one micro-batch against one device in as many as can be."""
+    outcomes = []
+    objective = ObjectiveConfig(**options)
+    rows = ROWS // objective.minibatches
+    for shape, micro_batch in (((1, 1), 2), ((4, 2), rows)):
+        objective = dataclasses.replace(objective, micro_batch=micro_batch)
+        with jax.set_mesh(make_mesh(*shape)):
+            policy = make_policy()
+            rollouts = make_rollouts(make_policy(2))  # ratios are not 1
+            if objective.correct_mismatch:
+                rollouts = with_trainer_logp(rollouts, policy, VOCAB, objective)
+            state = init_state(policy, optim=OPTIM)
+            reference = policy if objective.kl_coef else None
+            for prompts in minibatches(objective, B, jax.random.key(0)):
+                state, metrics = update_step(
+                    state,
+                    reference,
+                    rollouts,
+                    prompts,
+                    vocab=VOCAB,
+                    objective=objective,
+                    optim=OPTIM,
+                )
+        outcomes.append((metrics, state.opt_state[1][0].mu, state.policy))
+    for one, other in zip(*outcomes, strict=True):
+        assert_close(one, other, rtol=2e-5, atol=5e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_trains_its_product_alone(dtype):
     policy = make_policy(dtype=dtype)
@@ -495,6 +542,37 @@ def test_a_sampler_that_disagrees_is_measured_and_corrected():
     capped = dataclasses.replace(objective, correct_mismatch=1.0)
     _, metrics = run(policy, corrected, objective=capped)
     assert float(metrics["loss"]) == pytest.approx(float(exact["loss"]), abs=1e-5)
+
+
+def sampled_logp(policy, prompts):
+    """A two-step rollout by `policy`: its sequences and the sampler's numbers."""
+    cfg, key = RolloutConfig(plan_tokens=6), jax.random.key(0)
+    sizes = {"group_size": 2, "shape_tokens": 9}
+    arguments = (cfg, small_policy.VOCAB, key)
+    coarse, cache = rollout_coarse(policy, prompts, *arguments, **sizes)
+    rest = rollout_refined(policy, prompts, coarse, cache, *arguments, **sizes)
+    return coarse, *rest
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_sampler_has_the_weights_that_were_trained(lora_rank):
+    """After an update, the rollout's log-probabilities are the new policy's."""
+    policy, prompts = small_policy.make_policy(), small_policy.make_prompts()
+    optim = dataclasses.replace(OPTIM, lr=0.1, warmup_steps=0)
+    thin = LoraConfig(rank=lora_rank, alpha=8.0)
+    state = init_state(policy, optim=optim, lora_config=thin, key=jax.random.key(1))
+    before = jax.tree.map(jnp.copy, state.policy)
+    coarse, *refined = sampled_logp(state.policy, prompts)
+    rollouts = ScoredRollouts({"coarse": (coarse,), "refined": tuple(refined)}, REWARDS)
+    objective = dataclasses.replace(OBJECTIVE, kl_coef=0.0)
+    arguments = {"vocab": small_policy.VOCAB, "objective": objective, "optim": optim}
+    for _ in range(2):  # LoRA's first step moves one of its two matrices only
+        state, _ = update_step(state, None, rollouts, **arguments)
+    logp = jax.jit(lambda p, s: sequence_logp(p, s, small_policy.VOCAB)[0])
+    for sequence in sampled_logp(state.policy, prompts):
+        new, old = (np.asarray(logp(p, sequence)) for p in (state.policy, before))
+        np.testing.assert_allclose(np.asarray(sequence.logp), new, atol=1e-4)
+        assert np.abs(new - old).max() > 0.1
 
 
 def test_without_a_reference_the_policy_is_not_kept_twice():
