@@ -17,7 +17,6 @@ import os
 import socket
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +84,7 @@ class Stopwatch:
         self.tokens = 0
         # All parts: a step whose rollout was another's (rollout.ahead) has none.
         parts = ("rollout", "codec", "score_wait", "update")
-        self.seconds = defaultdict(float, dict.fromkeys(parts, 0.0))
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
         self._start = time.perf_counter()
 
     @contextlib.contextmanager
@@ -93,7 +92,8 @@ class Stopwatch:
         """Adds the block's duration to `part`."""
         start = time.perf_counter()
         yield
-        self.seconds[part] += time.perf_counter() - start
+        took = time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + took
 
     def line(self, **more: float) -> dict[str, float]:
         """All parts under their metrics' names, with the step's total."""

@@ -1,8 +1,10 @@
 """The rows of the paper's tables 1, 2, 3, 5 and 6 and of figure 3, as commands.
 
+    python -m benchmarks.study_rows > docs/study_commands.md
+
 Each row says which config file and which fields, beside the paper's numbers (CLIP
-score and KD_incep on Toys4K). `docs/study.md` lists them; `study.py` runs them. What
-the paper leaves open is decided here:
+score and KD_incep on Toys4K). `study.py` runs them. What the paper leaves open is
+decided here:
 
 * tables 1 to 3 are one-step GRPO; their rewards are one ensemble, `coarse`, whose other
   weights are 0. "LMM 3D" is the role consistency_shape, "LMM align" align_lmm;
@@ -12,10 +14,14 @@ the paper leaves open is decided here:
 * tables 5 and 6 use none of table 2's options. "Consist" of the coarse step is the role
   category;
 * figure 3's data are shares of the prompts, a third being x1, its iterations multiples
-  of the run's steps.
+  of the run's steps;
+* "own" compares what is not in the paper with Hi-GRPO, at Hi-GRPO's settings.
 """
 
 import dataclasses
+import functools
+
+from ar3d_jax import command as command_line
 
 Fields = dict[str, object]  # config field -> value
 
@@ -27,11 +33,11 @@ class Row:
     Attributes:
         name: short, for folders; unique within its table.
         label: as in the paper's table.
-        config: the config file, or "" for the policy before training.
+        config: the config file.
         fields: overrides.
         clip: the paper's CLIP score; None where it prints none.
         kd: the paper's KD_incep, x 100; the same.
-        steps: multiple of the study's steps.
+        steps: multiple of the study's steps; 0: the policy before training.
     """
 
     name: str
@@ -43,10 +49,21 @@ class Row:
     steps: float = 1.0
 
     def command(self, workdir: str = "runs/row") -> str:
-        """The row as a user would type it; the base is an evaluation."""
-        if not self.config:
-            return f"python -m ar3d_jax.evaluate --workdir={workdir}"
-        flags = [f"--config.{name}={_text(of)}" for name, of in self.fields.items()]
+        """The row as a user would type it; without training, an evaluation.
+
+        Fields that the config file itself has so are left out.
+        """
+        if not self.steps:
+            return (
+                f"python -m ar3d_jax.evaluate --policy={self.config} "
+                f"--workdir={workdir}"
+            )
+        values = command_line.load_config_file(self.config)
+        flags = [
+            f"--config.{name}={_text(of)}"
+            for name, of in self.fields.items()
+            if functools.reduce(getattr, name.split("."), values) != of
+        ]
         return " ".join(
             [
                 "python -m ar3d_jax.train",
@@ -92,7 +109,8 @@ PLAIN: Fields = {
 SEQUENCE: Fields = {**PLAIN, "objective.aggregation": "sequence"}
 DYNAMIC: Fields = {"objective.dynamic_sampling": "medium"}
 TOKEN: Fields = {"objective.aggregation": "token_batch"}
-BASE = Row("base", "before training", "", {}, 22.7, 0.249)
+BASE = Row("base", "before training, plan and shape", GRPO, {}, 22.7, 0.249, steps=0)
+BASE_TWO = Row("base_two", "before training, two steps", HIGRPO, {}, None, steps=0)
 
 
 def _rewards(name: str, label: str, wanted: str, clip: float, kd: float) -> Row:
@@ -193,6 +211,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "6": (
         BASE,
+        BASE_TWO,
         Row(
             "grpo",
             "GRPO",
@@ -222,6 +241,24 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
         Row("higrpo", "Hi-GRPO", HIGRPO, dict(PLAIN), 28.7, 0.182),
     ),
+    "own": (
+        BASE_TWO,
+        Row("higrpo", "Hi-GRPO", HIGRPO, dict(PLAIN), 28.7, 0.182),
+        Row(
+            "sees_coarse",
+            "Hi-GRPO, refined shapes see the coarse tokens",
+            HIGRPO,
+            {**PLAIN, "rollout.refined_sees_coarse": True},
+            None,
+        ),
+        Row(
+            "normalised",
+            "Hi-GRPO, scores normalised",
+            HIGRPO,
+            {**PLAIN, "rewards.normalise_scores": True},
+            None,
+        ),
+    ),
 }
 
 # Figure 3 gives gains of the CLIP score over the run before: of data +0.4, +0.2, +0.4,
@@ -243,3 +280,27 @@ FIGURES: dict[str, tuple[Row, ...]] = {
         Row("steps3", "iterations x3", GRPO, dict(_BEST), None, steps=3.0),
     )
 }
+
+
+def as_markdown() -> str:
+    """All rows as commands, under the headings of their tables."""
+    lines = [
+        "# The paper's tables, as commands",
+        "",
+        "What came of them is in [study.md](study.md). `:7b` after the config file and",
+        "the published scorers' names under `rewards.scorers` make a row the paper's",
+        "size. Made by `python -m benchmarks.study_rows`.",
+    ]
+    headings = {f"Table {n}": rows for n, rows in TABLES.items() if n != "own"}
+    headings |= {f"Figure {n}": rows for n, rows in FIGURES.items()}
+    headings["Not in the paper"] = TABLES["own"]
+    for heading, rows in headings.items():
+        lines += ["", f"## {heading}"]
+        for row in rows:
+            note = f", {row.steps:g} times the steps" if row.steps != 1 else ""
+            lines += ["", f"{row.label}{note}:", "", "```", row.command(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

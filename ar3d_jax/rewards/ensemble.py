@@ -37,8 +37,9 @@ def total_rewards(
 
     With `normalise` = G each score is first replaced by its deviation from the mean of
     its group, in deviations of the group: a raw sum lets a score of 1 to 5 drown one of
-    -1 to 1 (GDPO, arXiv 2601.05242). Groups are G neighbours along the last axis, and
-    divisors then no longer apply.
+    -1 to 1 (GDPO, arXiv 2601.05242, which then divides by the batch's deviation; we do
+    as `objective.advantage_std` says). Groups are G neighbours along the last axis, and
+    divisors no longer apply.
 
     Raises:
         ValueError: a role with a weight has no scores, or is not one of the step's.
