@@ -68,6 +68,7 @@ class Batch:
         sequences: by step, whose sampled tokens belong to it.
         scores: by step and role, of all hosts' rows; NaN where one is missing.
         rewards: by step, [B, G], that is trained on; NaN where a score is missing.
+        missing: scores that no rollout got, of groups that were left out, too.
         replaced: groups of further prompts among them.
         rounds: of further prompts that were sampled.
         draw_s: seconds that render workers spent on it.
@@ -76,6 +77,7 @@ class Batch:
     sequences: dict[str, tuple[Sequence, ...]]
     scores: dict[str, ByRole]
     rewards: dict[str, np.ndarray]
+    missing: int = 0
     replaced: int = 0
     rounds: int = 0
     draw_s: float = 0.0
@@ -130,6 +132,8 @@ class Collector:
         count = config.prompts_per_step
         if again:
             count = config.objective.resample_prompts or count
+            mesh = jax.sharding.get_mesh().shape
+            count += -count % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
         position = self._source.get_state()
         texts = [prompt.text for prompt in self._source.take(count)]
         per_row = [text for text in texts for _ in range(group)]
@@ -149,15 +153,19 @@ class Collector:
         waiting = Waiting({}, {}, len(per_row), position)
         for _ in config.step_names:
             with clock("rollout"):
-                sampled = jax.block_until_ready(next(steps))
-            clock.tokens += sum(
-                int(hosts.everywhere(part.sampled).sum()) for part in sampled.sequences
-            )
+                sampled = next(steps)
+                jax.block_until_ready(sampled.sequences)
+                clock.tokens += sum(
+                    int(hosts.everywhere(part.sampled).sum())
+                    for part in sampled.sequences
+                )
+            waiting.sequences[sampled.name] = sampled.sequences
+            ensemble = config.rewards.ensemble_of(sampled.name)
+            if not config.rewards.roles(ensemble):
+                continue  # equation 9 still trains a coarse step, by the refined reward
             with clock("codec"):
                 codes = shape_codes(sampled.shape, self._models.vocab)
                 logits = decode_rows(self._models.codec, codes)
-            ensemble = config.rewards.ensemble_of(sampled.name)
-            waiting.sequences[sampled.name] = sampled.sequences
             waiting.tickets[sampled.name] = self._scoring.submit(logits, own, ensemble)
         return waiting
 
@@ -170,20 +178,32 @@ class Collector:
             UserError: a score is missing and `rewards.on_failure` is stop.
         """
         batch = self._scored(waiting, step, clock)
-        keep = self.selection.choose(batch.rewards)
+        keep = self._choose(batch)
         rounds = 0
         while not keep.all() and rounds < self._config.objective.max_resample:
             rounds += 1
             more = self.launch(policy, step, clock, again=rounds)
             further = self._scored(more, step, clock)
-            good = self.selection.choose(further.rewards)
+            good = self._choose(further)
             batch, keep = self._filled(batch, keep, further, good)
         return dataclasses.replace(batch, rounds=rounds)
+
+    def _choose(self, batch: Batch) -> np.ndarray:
+        """Which groups teach something: `Selection.choose`.
+
+        The band compares plain sums at the lambda that the run ends with: normalised
+        scores have no mean, and with lambda moves the scale.
+        """
+        plain = rewards_of(batch.scores, self._config, self._config.objective.final_lam)
+        first = plain[self._config.step_names[0]]
+        return self.selection.choose(
+            batch.rewards, first.reshape(-1, self._config.group_size)
+        )
 
     def _scored(self, waiting: Waiting, step: int, clock: Stopwatch) -> Batch:
         """Scores of all hosts, and what they add up to."""
         config = self._config
-        scores: dict[str, ByRole] = {}
+        scores: dict[str, ByRole] = {name: {} for name in waiting.sequences}
         with clock("score_wait"):
             for name, ticket in waiting.tickets.items():
                 own, reasons = self._scoring.collect(ticket)
@@ -200,6 +220,11 @@ class Collector:
             waiting.sequences,
             scores,
             {name: reward.reshape(shape) for name, reward in rewards.items()},
+            missing=sum(
+                int(np.isnan(values).sum())
+                for roles in scores.values()
+                for values in roles.values()
+            ),
             draw_s=sum(ticket.draw_s for ticket in waiting.tickets.values()),
         )
 
@@ -227,6 +252,7 @@ class Collector:
                 name: np.concatenate([of, further.rewards[name]])[source]
                 for name, of in batch.rewards.items()
             },
+            missing=batch.missing + further.missing,
             replaced=batch.replaced + count,
             draw_s=batch.draw_s + further.draw_s,
         ), kept
@@ -265,14 +291,13 @@ def batch_metrics(batch: Batch, config: Config, clock: Stopwatch) -> dict[str, A
     """What the metrics say of a batch: rewards and scores, groups, sampled tokens."""
     # Lambda 0: of the coarse step, its own reward alone.
     alone = rewards_of(batch.scores, config, 0.0)
-    every = [values for roles in batch.scores.values() for values in roles.values()]
     sampled = [
         hosts.everywhere(sequence.sampled)
         for sequences in batch.sequences.values()
         for sequence in sequences
     ]
     tokens = sum(int(part.sum()) for part in sampled)
-    rows, steps = len(every[0]), len(batch.sequences)
+    rows, steps = config.prompts_per_step * config.group_size, len(batch.sequences)
     shapes = rows * steps * config.codec.tokens
     return {
         **{f"reward/{name}": _mean(reward) for name, reward in alone.items()},
@@ -281,7 +306,7 @@ def batch_metrics(batch: Batch, config: Config, clock: Stopwatch) -> dict[str, A
             for name, roles in batch.scores.items()
             for role, values in roles.items()
         },
-        "score_missing": sum(int(np.isnan(values).sum()) for values in every),
+        "score_missing": batch.missing,
         "groups_resampled": batch.replaced,
         "resample_rounds": batch.rounds,
         "plan_tokens": (tokens - shapes) / (steps * rows),

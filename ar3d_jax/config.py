@@ -18,6 +18,7 @@ from ar3d_jax.errors import UserError
 COARSE_ROLES = ("preference", "alignment", "category")
 REFINED_ROLES = ("preference", "quality", "consistency", "parts")
 TABLE_ROLES = ("align_lmm", "consistency_shape")  # of table 1 alone; coarse weights
+LEAST_BAND = 24  # recent groups before `medium` has a band: fewer say too little
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:
@@ -194,7 +195,8 @@ class RolloutConfig:
     stop_early: bool = True  # plans end with the longest one; off: at plan_tokens, and
     # devices need not ask each other at every token; our choice
     ahead: int = 0  # 1: the next rollout starts while scores are awaited, one update
-    # stale, which the old log-probabilities correct; paper: 0
+    # stale, which the old log-probabilities correct; paper: 0. Not before a checkpoint,
+    # which holds no rollouts: a run that is stopped goes on with a fresh one
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -254,7 +256,8 @@ class ObjectiveConfig:
     band_high: float = (
         0.9  # so a fifth of the groups is outside; the paper has no number
     )
-    band_groups: int = 240  # recent groups that quantiles are of; our choice: 20 steps
+    band_groups: int = 240  # recent groups that quantiles are of, with those that were
+    # left out; our choice: some 15 steps
     max_resample: int = 2  # rounds of new prompts per step; then a batch stays as it is
     resample_prompts: int = (
         4  # prompts per round, 0: as many as prompts_per_step; tiny:
@@ -270,6 +273,11 @@ class ObjectiveConfig:
         if self.importance == "sequence":
             return self.sequence_clip_low, self.sequence_clip_high
         return self.clip_low, self.clip_high
+
+    @property
+    def final_lam(self) -> float:
+        """Where lambda of equation 9 ends."""
+        return self.lam_end if self.lam_steps else self.lam
 
     def lam_at(self, step: int) -> float:
         """Lambda of equation 9 at an optimiser step: a straight line to `lam_end`."""
@@ -296,6 +304,12 @@ class ObjectiveConfig:
             "objective.band_low/band_high",
             (self.band_low, self.band_high),
             "0 <= band_low < band_high <= 1",
+        )
+        _require(
+            self.dynamic_sampling != "medium" or self.band_groups >= LEAST_BAND,
+            "objective.band_groups",
+            self.band_groups,
+            f"{LEAST_BAND} or more: quantiles of fewer say nothing",
         )
         for name in ("max_resample", "resample_prompts", "min_spread"):
             value = getattr(self, name)
@@ -536,7 +550,7 @@ class DataConfig:
     column: str = (
         ""  # column of a .csv/.jsonl with the text; empty: prompt, else captions
     )
-    share: float = 1.0  # of the training prompts, the first; figure 3's data scaling
+    share: float = 1.0  # of the training prompts, at random; figure 3's data scaling
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -585,7 +599,8 @@ class Config:
     """One training run."""
 
     preset: str = "tiny"  # which preset of the config file this came from
-    steps: int = 60  # optimiser steps; paper: 1,200
+    steps: int = 60  # batches of rollouts, and optimiser steps unless
+    # objective.updates_per_rollout says more; paper: 1,200
     seed: int = 0  # of sampling and shuffling; every random number follows from it
     prompts: str = (
         "catalog"  # catalog: the embedded prompts; else a .txt, .csv or .jsonl file
@@ -649,7 +664,25 @@ class Config:
             self.rollout.plans,
             "True with paradigm=higrpo: its refined shapes follow from a plan",
         )
+        _require(
+            any(self.rewards.roles(step) for step in self._ensembles),
+            "rewards.weights." + " and rewards.weights.".join(self._ensembles),
+            0.0,
+            "a role with a weight: nothing is rewarded",
+        )
+        _require(
+            self.checkpoint_every > 1 or not self.rollout.ahead,
+            "with rollout.ahead=1, checkpoint_every",
+            self.checkpoint_every,
+            "2 or more: nothing is sampled ahead of a checkpoint",
+        )
         _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
+        _require(
+            self.prompts_per_step % self.objective.minibatches == 0,
+            "objective.minibatches",
+            self.objective.minibatches,
+            f"a divisor of prompts_per_step={self.prompts_per_step}",
+        )
         rows = self.prompts_per_step * self.group_size // self.objective.minibatches
         _require(
             rows % self.objective.micro_batch == 0
@@ -658,18 +691,31 @@ class Config:
             self.objective.micro_batch,
             f"a multiple of group_size={self.group_size} that divides {rows} rows",
         )
-        _require(
-            self.prompts_per_step % self.objective.minibatches == 0,
-            "objective.minibatches",
-            self.objective.minibatches,
-            f"a divisor of prompts_per_step={self.prompts_per_step}",
-        )
         self._check_mesh()
 
     @property
     def step_names(self) -> tuple[str, ...]:
         """The generation steps, in their order."""
         return ("coarse", "refined") if self.paradigm == "higrpo" else ("shape",)
+
+    @property
+    def _ensembles(self) -> tuple[str, ...]:
+        """Whose roles the steps are scored by."""
+        return tuple(self.rewards.ensemble_of(step) for step in self.step_names)
+
+    @property
+    def used_rewards(self) -> RewardsConfig:
+        """The rewards, without the weights of an ensemble that no step is scored by."""
+        weights = {
+            step: getattr(self.rewards.weights, step)
+            if step in self._ensembles
+            else dataclasses.replace(
+                getattr(self.rewards.weights, step),
+                **dict.fromkeys(self.rewards.roles(step), 0.0),
+            )
+            for step in ("coarse", "refined")
+        }
+        return dataclasses.replace(self.rewards, weights=WeightsConfig(**weights))
 
     def _check_mesh(self) -> None:
         """Raises UserError where devices cannot share something equally."""
@@ -678,7 +724,6 @@ class Config:
             ("mesh.data*mesh.fsdp", mesh.data * mesh.fsdp): (
                 ("objective.micro_batch", self.objective.micro_batch),
                 ("prompts_per_step", self.prompts_per_step),
-                ("objective.resample_prompts", self.objective.resample_prompts),
             ),
             ("mesh.fsdp", mesh.fsdp): (("policy.width", self.policy.width),),
             ("mesh.tp", mesh.tp): (

@@ -137,7 +137,9 @@ def sample_shapes(
 
 def at_once(config: Config) -> Config:
     """The config of a policy that answers with a shape, without a plan."""
-    rollout = dataclasses.replace(config.rollout, plans=False)
+    rollout = dataclasses.replace(
+        config.rollout, plans=False, refined_sees_coarse=False
+    )
     rewards = dataclasses.replace(config.rewards, ensemble="refined")
     return dataclasses.replace(
         config, paradigm="grpo", rollout=rollout, rewards=rewards

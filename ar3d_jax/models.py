@@ -162,6 +162,10 @@ def sample_steps(
     Raises:
         UserError: a prompt is too long.
     """
+    # Programs are told the length that there is, not which others there could be: who
+    # allows different lengths shares what is compiled.
+    width = check_length(models.tokenizer, texts, cfg)
+    cfg = dataclasses.replace(cfg, prompt_tokens=(width,))
     sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
     arguments = (cfg, models.vocab, key)
     if not cfg.plans:

@@ -58,6 +58,7 @@ SAME_RUN = (
     "policy.weights",  # the reference
     *("lora.", "codec.", "rollout.", "data."),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
+    *("rewards.ensemble", "rewards.normalise_scores"),
     "evaluation.judged",
     *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
 )
@@ -115,6 +116,8 @@ def main(config: Config, workdir: str) -> None:
         if restored := checkpoints.restore_latest(to_save(state)):
             saved, first_step, extras = restored
             state = from_saved(state, saved)
+            if not (keep or config.lora.rank):  # what was loaded serves nobody
+                jax.tree.map(lambda x: x.delete(), models.policy)
             source.set_state(extras["prompts"])
             run_key = extras["key"]
         _write_config(config, folder)  # not before: a refused run leaves the other's
@@ -122,7 +125,7 @@ def main(config: Config, workdir: str) -> None:
         scoring = stack.enter_context(
             Scoring(
                 config.render,
-                dataclasses.replace(config.rewards, judge=config.eval_every > 0),
+                dataclasses.replace(config.used_rewards, judge=config.eval_every > 0),
                 config.codec.resolution,
                 slots=2 * len(own),
                 log_dir=folder / "logs" / hosts.name(),
@@ -263,7 +266,8 @@ def _check_prompts(models: Models, source: PromptSource, config: Config) -> None
     texts = [text for row in source.rows for text in row.texts]
     check_length(models.tokenizer, texts, config.rollout)
     room = config.policy.max_positions
-    plans, shape = 2 * config.rollout.plan_tokens, config.codec.tokens
+    count = len(config.step_names) if config.rollout.plans else 0
+    plans, shape = count * config.rollout.plan_tokens, config.codec.tokens
     if config.rollout.refined_sees_coarse:
         shape = 2 * shape + 2  # the coarse one between its marks
     needed = config.rollout.prompt_tokens[-1] + plans + shape

@@ -57,9 +57,9 @@ Result = dict[str, Any]
 
 def run_fields(row: Row, values: flags.FlagValues) -> dict[str, object]:
     """A row's fields with those that the study sets for all."""
-    fields = dict(row.fields)
     if not row.steps:
-        return fields
+        return dict(row.fields)
+    fields = row.changes()
     fields["steps"] = round(row.steps * values.steps)
     fields["eval_every"] = max(1, values.steps // 3)
     fields["log.samples_every"] = 10_000
@@ -68,6 +68,8 @@ def run_fields(row: Row, values: flags.FlagValues) -> dict[str, object]:
     if values.updates_per_rollout > 1:
         fields["objective.updates_per_rollout"] = values.updates_per_rollout
         fields["objective.minibatches"] = values.minibatches
+        if values.minibatches > 1:  # a prompt's group is the smallest micro-batch
+            fields["objective.micro_batch"] = 8
     return fields
 
 
@@ -89,7 +91,7 @@ def one_run(
     evaluated = ["--config=configs/eval.py", f"--workdir={folder / 'evaluation'}"]
     evaluated.append("--config.seeds=(0,1)")
     if not row.steps:
-        evaluated.append(f"--policy={row.config}:{preset}")
+        evaluated += row.policy_flags(preset)
     else:
         flags_ = [f"--config.{name}={value}" for name, value in fields.items()]
         where = [f"--config={row.config}:{preset}", f"--workdir={trained}"]
@@ -136,15 +138,20 @@ def _curves(workdir: Path) -> Result:
     ]
     last = "refined" if "eval/refined/clip_score" in judged[0] else "shape"
     return {
-        "rewards": {name: [round(line[name], 4) for line in lines] for name in means},
-        "judge": {of["step"]: round(of[f"eval/{last}/clip_score"], 3) for of in judged},
+        "rewards": {name: [line[name] for line in lines] for name in means},
+        "judge": {of["step"]: of[f"eval/{last}/clip_score"] for of in judged},
         "kl": lines[-1]["kl"],
-        "clip_fraction": float(np.mean([line["clip_fraction"] for line in lines])),
-        "groups_resampled": float(
-            np.mean([line["groups_resampled"] for line in lines])
-        ),
+        "clip_fraction": _mean(lines, "clip_fraction"),
+        "groups_resampled": _mean(lines, "groups_resampled"),
+        "resample_rounds": _mean(lines, "resample_rounds"),
         "seconds": round(float(np.median([line["time/total"] for line in lines])), 2),
     }
+
+
+def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Of the steps that have the number: one that had nothing to learn from has not."""
+    values = [line[name] for line in lines if line[name] is not None]
+    return float(np.mean(values)) if values else None
 
 
 # --- the table ------------------------------------------------------------------------
@@ -196,7 +203,7 @@ def draw(rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path) -> 
         if not results:
             continue
         curves = [list(r["rewards"].values())[-1] for r in results]
-        mean = np.mean(curves, axis=0)
+        mean = np.nanmean(np.array(curves, float), axis=0)
         rewards.plot(ndimage.uniform_filter1d(mean, 7), label=row.label)
         steps = [int(step) for step in results[0]["judge"]]
         scores = np.array([list(r["judge"].values()) for r in results])

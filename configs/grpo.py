@@ -14,27 +14,34 @@ from pathlib import Path
 
 import ml_collections
 
-from ar3d_jax.config import Config, from_config_dict, to_config_dict
+from ar3d_jax.config import Config, to_config_dict
+from ar3d_jax.errors import UserError
 
 HIGRPO = runpy.run_path(str(Path(__file__).with_name("higrpo.py")))
 
 
+def _one_step(base: Config) -> Config:
+    """The same with one generation step, and without AR3D-R1's additions."""
+    objective = dataclasses.replace(
+        base.objective, dynamic_sampling="off", clip_high=base.objective.clip_low
+    )
+    return dataclasses.replace(
+        base,
+        paradigm="grpo",
+        rewards=dataclasses.replace(base.rewards, ensemble="refined"),
+        objective=objective,
+    )
+
+
+PRESETS = {name: _one_step(base) for name, base in HIGRPO["PRESETS"].items()}
+
+
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
-    """The locked config of a preset of configs/higrpo.py, with one generation step.
+    """The locked config of a preset.
 
     Raises:
         UserError: there is no such preset.
     """
-    base = from_config_dict(HIGRPO["get_config"](preset), Config)
-    return to_config_dict(
-        dataclasses.replace(
-            base,
-            paradigm="grpo",
-            rewards=dataclasses.replace(base.rewards, ensemble="refined"),
-            objective=dataclasses.replace(
-                base.objective,
-                dynamic_sampling="off",
-                clip_high=base.objective.clip_low,
-            ),
-        )
-    )
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}; expected {' or '.join(PRESETS)}")
+    return to_config_dict(PRESETS[preset])

@@ -204,9 +204,15 @@ class PromptSource:
         column: str = "",
         share: float = 1.0,
     ):
-        """Reads the file, or its first `share`; raises UserError as `read_prompts`."""
+        """Reads the file; raises UserError as `read_prompts`.
+
+        A `share` of its rows are those that a fixed shuffle puts first, whatever the
+        seed, so that a larger share has all of a smaller one.
+        """
         rows = [row for row in read_prompts(source, column) if not row.held_out]
-        rows = rows[: math.ceil(share * len(rows))]
+        order = np.random.default_rng(0).permutation(len(rows))
+        kept = sorted(order[: math.ceil(share * len(rows))])
+        rows = [rows[i] for i in kept]
         if not rows:
             raise UserError(
                 f"prompts {source}: all rows are held out, none to train on"

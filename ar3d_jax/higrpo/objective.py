@@ -30,10 +30,10 @@ ancestor is T2I-R1. How this file differs from them and from other GRPO code, an
    `correct_mismatch` takes the trainer's own as the old ones, and weighs each token by
    min(pi_trainer/pi_sampler, C), without a gradient: truncated importance sampling.
 
-With one update per rollout, the paper's setting, the ratio is 1: clipping is inert,
-GSPO's gradient is that of `importance="token"`, and the policy term is a mean of
-advantages: near zero, which is no fault. `reward/*_std` says if there is something to
-learn.
+With one update per rollout, the paper's setting, the ratio is 1 where sampler and
+trainer agree: clipping is inert, GSPO's gradient is that of `importance="token"`, and
+the policy term is a mean of advantages: near zero, which is no fault. `reward/*_std`
+says if there is something to learn.
 """
 
 import dataclasses

@@ -13,9 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ar3d_jax.config import ObjectiveConfig
-
-LEAST = 24  # recent groups before there is a band: quantiles of fewer say nothing
+from ar3d_jax.config import LEAST_BAND, ObjectiveConfig
 
 
 class Selection:
@@ -37,25 +35,29 @@ class Selection:
         self._recent.extend(state)
 
     def choose(
-        self, rewards: Mapping[str, Float[np.ndarray, "B G"]]
+        self,
+        rewards: Mapping[str, Float[np.ndarray, "B G"]],
+        compared: Float[np.ndarray, "B G"],
     ) -> Bool[np.ndarray, " B"]:
-        """Which groups are kept, by their rewards in each step.
+        """Which groups are kept.
 
         A group has spread if one of its steps has more than `min_spread` (deviation,
-        1/G) among two valid rollouts or more. Its mean is that of the first step's
-        reward, which in Hi-GRPO contains the refined one's. A group without any valid
-        rollout is never kept. The groups seen here count among the recent ones of the
-        next call.
+        1/G) among two valid rollouts or more. A group without any valid rollout is
+        never kept. The groups seen here count among the recent ones of the next call.
+
+        Args:
+            rewards: by step, those that are trained on.
+            compared: those whose group means the band is of: on one scale through the
+                whole run.
         """
-        first = next(iter(rewards.values()))
         if self._config.dynamic_sampling == "off":
-            return np.ones(len(first), bool)
-        keep = np.zeros(len(first), bool)
+            return np.ones(len(compared), bool)
+        keep = np.zeros(len(compared), bool)
         for reward in rewards.values():
             keep |= _spread(reward) > self._config.min_spread
         if self._config.dynamic_sampling == "medium":
-            means = _means(first)
-            if len(self._recent) >= LEAST:
+            means = _means(compared)
+            if len(self._recent) >= LEAST_BAND:
                 low, high = np.quantile(
                     np.array(self._recent),
                     [self._config.band_low, self._config.band_high],

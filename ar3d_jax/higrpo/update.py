@@ -188,12 +188,18 @@ def minibatches(
 def over_updates(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """One line for several updates of a batch, from the metrics of each, on the host.
 
-    Means; of `ratio_max` the largest; `mismatch` of the first, because later ones hold
-    what the updates changed.
+    Means of those that are numbers; of `ratio_max` the largest; `mismatch` of the first
+    that had tokens, because later ones hold what the updates changed.
     """
-    line = {name: np.mean([of[name] for of in metrics]) for name in metrics[0]}
-    line["ratio_max"] = np.max([of["ratio_max"] for of in metrics])
-    line["mismatch"] = metrics[0]["mismatch"]
+    line = {}
+    for name in metrics[0]:
+        values = np.array([of[name] for of in metrics])
+        there = values[np.isfinite(values)]
+        line[name] = there.mean() if there.size else np.nan
+        if name == "ratio_max":
+            line[name] = values.max()
+        if name == "mismatch" and there.size:
+            line[name] = there[0]
     return line
 
 

@@ -1,6 +1,7 @@
 """The rows of the paper's tables: each is a command line that means what it says."""
 
 import shlex
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from ar3d_jax import command
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS
+from ar3d_jax.rewards.sidecar.scorers import embedded
 from benchmarks import study, study_rows
 from benchmarks.study_rows import FIGURES, TABLES
 
@@ -27,14 +29,23 @@ def in_the_clone(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(scope="module")
+def scorer():
+    return embedded.EmbeddedScorer(embedded.WEIGHTS)
+
+
+def parsed(*words):
+    config, _ = command.parse_config(
+        ["train", *words], Config, "configs/higrpo.py", "runs/higrpo"
+    )
+    return config
+
+
 def config_of(row):
     words = shlex.split(row.command())
     assert words[:3] == ["python", "-m", "ar3d_jax.train"]
-    config, values = command.parse_config(
-        words[2:], Config, "configs/higrpo.py", "runs/higrpo"
-    )
-    assert values.workdir == "runs/row"
-    return config
+    assert words[-1] == "--workdir=runs/row"
+    return parsed(*words[3:])
 
 
 @pytest.mark.parametrize("row", TRAINED)
@@ -48,18 +59,23 @@ def test_a_row_sets_what_it_names_and_nothing_else(row):
             found, default = found[part], default[part]
         assert found.pop(name) == value, field
         default.pop(name)
+    assert config.pop("steps") == row.steps * loaded.pop("steps")
     assert config == loaded
 
 
 @pytest.mark.parametrize("row", TRAINED)
-def test_every_role_that_a_row_rewards_has_a_scorer(row):
+def test_every_role_that_a_row_rewards_has_a_scorer(row, scorer):
     config = config_of(row)
     steps = {config.rewards.ensemble_of(step) for step in config.step_names}
+    rng = np.random.default_rng(0)
+    views = rng.integers(0, 256, (6, 112, 112, 3), dtype=np.uint8)
+    points = rng.uniform(-0.5, 0.5, (2048, 3)).astype(np.float32)
     for step in steps:
         roles = config.rewards.roles(step)
         divisors = COARSE_DIVISORS if step == "coarse" else REFINED_DIVISORS
         assert set(roles) <= set(divisors)
-        assert all(getattr(config.rewards.scorers, r) == "embedded" for r in roles)
+        found = scorer.score("a lamp", views, points, roles)
+        assert all(np.isfinite(found[role][0]) for role in roles)
 
 
 def rewarded(table, name):
@@ -88,7 +104,7 @@ def test_rows_by_hand():
     first, *_, full = TABLES["5"]
     assert config_of(first).rewards.roles("coarse") == ()
     assert config_of(first).rewards.roles("refined") == ("preference", "quality")
-    assert config_of(full).rewards.weights == Config().rewards.weights
+    assert config_of(full) == parsed("--config=configs/higrpo.py")  # AR3D-R1
 
 
 def test_the_options_of_table_2_by_hand():
@@ -104,6 +120,40 @@ def test_the_options_of_table_2_by_hand():
     assert [o.kl_coef for o in options.values()] == [0.01] * 4 + [0.0, 0.01]
     assert [o.clip_high for o in options.values()] == [0.2] * 5 + [0.28]
     assert {o.clip_low for o in options.values()} == {0.2}
+
+
+def test_the_same_training_is_made_once():
+    """Rows of different tables that resolve alike share their runs."""
+
+    def key(row):
+        values = types.SimpleNamespace(
+            steps=60, prompts_per_step=4, updates_per_rollout=1, minibatches=1
+        )
+        return study.key_of(row, study.run_fields(row, values), "tiny", 0)
+
+    rows = {name: row for name, row in ROWS}
+    same = [
+        ("table6-higrpo", "tableown-higrpo"),
+        ("figure3-data3", "table2-decoupled"),
+        ("table6-plan", "table2-grpo"),
+        ("table1-all", "table2-grpo"),
+    ]
+    assert all(key(rows[a]) == key(rows[b]) for a, b in same)
+    different = {key(row) for name, row in ROWS if name.startswith("table2")}
+    assert len(different) == 6
+
+
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+def test_a_study_with_minibatches_has_configs_that_are_allowed(minibatches):
+    values = types.SimpleNamespace(
+        steps=60, prompts_per_step=4, updates_per_rollout=4, minibatches=minibatches
+    )
+    for row in TABLES["2"]:
+        fields = study.run_fields(row, values)
+        words = [f"--config.{name}={value}" for name, value in fields.items()]
+        config = parsed(f"--config={row.config}", *words)
+        assert config.objective.updates_per_rollout == 4
+        assert config.steps == 60
 
 
 def test_the_docs_list_every_command():
@@ -150,12 +200,12 @@ def test_finished_runs_are_not_made_again(tmp_path, monkeypatch, capsys):
     flags.FLAGS(arguments)
     with pytest.raises(KeyboardInterrupt):
         study.main([])
-    assert made == [("base", 0), ("without", 0)]
+    assert made == [("base_direct", 0), ("base", 0)]
     monkeypatch.setattr(
         study,
         "one_run",
         lambda row, *_: made.append(row.name) or dict.fromkeys(study.METRICS, 1.0),
     )
     study.main([])
-    assert made[2:] == ["with"]
+    assert made[2:] == ["without", "with"]
     assert "| GRPO with plan | 24 | - | 1.00 |" in capsys.readouterr().out
