@@ -513,6 +513,18 @@ def test_updates_on_minibatches_are_updates_on_their_prompts(aggregation):
     assert line["loss"] == pytest.approx(np.mean([x["loss"] for x in found]))
 
 
+def test_an_update_that_had_nothing_to_learn_from_leaves_the_others_numbers():
+    nan = float("nan")
+    empty = {"loss": 0.0, "kl": nan, "mismatch": nan, "ratio_max": 0.0}
+    full = {"loss": 1.0, "kl": 0.2, "mismatch": 0.1, "ratio_max": 1.5}
+    later = {"loss": 2.0, "kl": 0.4, "mismatch": 0.3, "ratio_max": 1.2}
+    line = over_updates([empty, full, later])
+    assert line == pytest.approx(
+        {"loss": 1.0, "kl": 0.3, "mismatch": 0.1, "ratio_max": 1.5}
+    )
+    assert np.isnan(over_updates([empty])["kl"])
+
+
 def test_a_sampler_that_disagrees_is_measured_and_corrected():
     """The trainer's own are the old ones; the sampler's only weigh the tokens."""
     policy = make_policy()
