@@ -13,7 +13,7 @@ output.
 
 The smallest detectable effect comes first: the difference of two rows' means that this
 many seeds would find significant (5%, two-sided) with 80% power, by the spread between
-seeds. Smaller differences are noise here, whatever they are in the paper.
+seeds, pooled over rows. Smaller ones are noise here, whatever they are in the paper.
 """
 
 import hashlib
@@ -157,32 +157,58 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
 # --- the table ------------------------------------------------------------------------
 
 
-def detectable(groups: Sequence[Sequence[float]]) -> float:
-    """The smallest difference of two means that would be found, by pooled spread."""
-    spread = [np.var(group, ddof=1) for group in groups if len(group) > 1]
+def standard_error(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Of the difference of two rows' means, and its degrees of freedom.
+
+    By the spread between seeds, pooled over all rows: three seeds of one row alone say
+    little of it.
+    """
     n = min(map(len, groups))
-    if not spread or n < 2:
+    if n < 2:
+        return float("nan"), 0
+    spread = [np.var(group, ddof=1) for group in groups]
+    return float(np.sqrt(2 * np.mean(spread) / n)), len(groups) * (n - 1)
+
+
+def detectable(groups: Sequence[Sequence[float]]) -> float:
+    """The smallest difference of two means that would be found: `LEVEL`, `POWER`."""
+    error, degrees = standard_error(groups)
+    if not degrees:
         return float("nan")
-    degrees = 2 * (n - 1)
     factor = stats.t.ppf(1 - LEVEL / 2, degrees) + stats.t.ppf(POWER, degrees)
-    return float(factor * np.sqrt(2 * np.mean(spread) / n))
+    return float(factor * error)
 
 
 def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
-    """Markdown: the paper's numbers beside ours."""
+    """Markdown: the paper's numbers beside ours.
+
+    The last column is the difference of the judge's score from the first trained row's;
+    bold where it is significant at `LEVEL` (one comparison, two-sided).
+    """
     trained = [row for row in rows if row.steps]
-    effect = detectable([[r["clip"] for r in found[row.name]] for row in trained])
+    groups = [[r["clip"] for r in found[row.name]] for row in trained]
+    error, degrees = standard_error(groups)
     lines = [
-        f"Smallest detectable difference of two rows' CLIP scores with these seeds: "
-        f"{effect:.2f}.",
+        f"Smallest detectable difference of two rows' CLIP scores, at 5% with power 80%, "
+        f"with {min(map(len, groups))} seeds: {detectable(groups):.2f}.",
         "",
-        "| row | paper: CLIP | KD | ours: CLIP, judge | KD x100 | IoU | overlap |",
-        "|---|---|---|---|---|---|---|",
+        "| row | paper: CLIP | KD | ours: CLIP, judge | KD x100 | IoU | overlap "
+        "| CLIP against the first |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    first = np.mean(groups[0])
     for row in rows:
         cells = [_cell([r[name] for r in found[row.name]], name) for name in METRICS]
         paper = ["-" if x is None else f"{x:g}" for x in (row.clip, row.kd)]
-        lines.append(f"| {' | '.join([row.label, *paper, *cells])} |")
+        apart = np.mean([r["clip"] for r in found[row.name]]) - first
+        text = "" if row not in trained[1:] else f"{apart:+.2f} ± {error:.2f}"
+        if (
+            text
+            and degrees
+            and abs(apart) > stats.t.ppf(1 - LEVEL / 2, degrees) * error
+        ):
+            text = f"**{text}**"
+        lines.append(f"| {' | '.join([row.label, *paper, *cells, text])} |")
     return lines
 
 

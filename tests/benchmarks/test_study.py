@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ar3d_jax import command
 from ar3d_jax.config import Config, to_dict
@@ -165,13 +166,17 @@ def test_the_docs_list_every_command():
 def test_the_smallest_detectable_effect_is_that_of_a_power_analysis():
     """Simulated: at that difference, four tests of five are significant."""
     rng = np.random.default_rng(0)
-    groups = rng.normal(0, 2, (400, 5))
-    effect = study.detectable(groups.tolist())
-    a, b = rng.normal(0, 2, (2, 20_000, 5))
-    from scipy import stats
-
-    p = stats.ttest_ind(a, b + effect, axis=1).pvalue
-    assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.03)
+    rows = rng.normal(0, 2, (4000, 6, 5))
+    found = [study.detectable(some.tolist()) for some in rows]
+    effect = float(np.median(found))
+    rows[:, 1] += effect
+    hits = []
+    for some in rows:
+        error, degrees = study.standard_error(some.tolist())
+        apart = abs(some[1].mean() - some[0].mean())
+        hits.append(apart > stats.t.ppf(0.975, degrees) * error)
+    assert np.mean(hits) == pytest.approx(0.8, abs=0.03)
+    assert np.isnan(study.detectable([[1.0], [2.0]]))
 
 
 def test_finished_runs_are_not_made_again(tmp_path, monkeypatch, capsys):
@@ -208,4 +213,6 @@ def test_finished_runs_are_not_made_again(tmp_path, monkeypatch, capsys):
     )
     study.main([])
     assert made[2:] == ["without", "with"]
-    assert "| GRPO with plan | 24 | - | 1.00 |" in capsys.readouterr().out
+    assert (
+        "| GRPO with plan | 24 | - | 1.00 | 1.00 | 1.000 |" in capsys.readouterr().out
+    )
