@@ -189,7 +189,7 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
     groups = [[r["clip"] for r in found[row.name]] for row in trained]
     error, degrees = standard_error(groups)
     lines = [
-        f"Smallest detectable difference of two rows' CLIP scores, at 5% with power 80%, "
+        "Smallest detectable difference of two rows' CLIP scores, 5%, power 80%, "
         f"with {min(map(len, groups))} seeds: {detectable(groups):.2f}.",
         "",
         "| row | paper: CLIP | KD | ours: CLIP, judge | KD x100 | IoU | overlap "
