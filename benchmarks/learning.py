@@ -2,8 +2,8 @@
 
     python -m benchmarks.learning --workdir=runs/learning [--seeds=3] [--steps=60]
 
-Trains once per seed with `python -m ar3d_jax.train` (a finished seed is not trained
-again), then samples held-out prompts with the policy before and after, with the same
+Trains plain Hi-GRPO once per seed with `python -m ar3d_jax.train` (a finished seed is
+not trained again; without dynamic sampling, all runs see the same prompts), then samples held-out prompts with the policy before and after, with the same
 random numbers. Rewards are R_high and R_low, equations (7) and (8); a gain is the mean
 over prompts of the paired difference, in standard errors of that mean.
 
@@ -190,6 +190,7 @@ def train(seed: int, steps: int, workdir: Path) -> None:
     """One training run, as a user would start it."""
     arguments = [
         "--config=configs/higrpo.py",
+        "--config.objective.dynamic_sampling=off",
         f"--config.seed={seed}",
         f"--config.steps={steps}",
         f"--workdir={workdir}",

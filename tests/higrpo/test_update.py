@@ -270,7 +270,8 @@ def test_the_mesh_changes_nothing(monkeypatch):
     for metrics, moments, policy in outcomes[1:]:
         assert_close(metrics, first[0], rtol=1e-5, atol=1e-5)
         assert_close(moments, first[1], rtol=1e-5, atol=1e-6)
-        assert_close(policy, first[2], atol=5e-6)
+        # AdamW divides: where a gradient is hardly more than rounding, that shows.
+        assert_close(policy, first[2], atol=2e-5)
 
 
 @pytest.mark.parametrize(
