@@ -3,9 +3,10 @@
     python -m benchmarks.learning --workdir=runs/learning [--seeds=3] [--steps=60]
 
 Trains plain Hi-GRPO once per seed with `python -m ar3d_jax.train` (a finished seed is
-not trained again; without dynamic sampling, all runs see the same prompts), then samples held-out prompts with the policy before and after, with the same
-random numbers. Rewards are R_high and R_low, equations (7) and (8); a gain is the mean
-over prompts of the paired difference, in standard errors of that mean.
+not trained again; without dynamic sampling, all runs see the same prompts), then
+samples held-out prompts with the policy before and after, with the same random numbers.
+Rewards are R_high and R_low, equations (7) and (8); a gain is the mean over prompts of
+the paired difference, in standard errors of that mean.
 
 A reward that only its own scorer likes is not learning. So the line also has, before
 and after: the share of distinct token sequences, the mean voxel IoU of pairs (within a

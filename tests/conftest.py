@@ -42,6 +42,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ar3d_jax")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets what a file compiled: programs take mappings, and 65,530 are all."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def one_device() -> Iterator[jax.sharding.Mesh]:
     """Every test runs under the 1x1 mesh, unless it asks for `mesh`."""
