@@ -57,7 +57,8 @@ Found = dict[str, tuple[Any, dict[str, float]]]  # variant -> gradient, metrics
 
 def cosine(one: Any, other: Any) -> float:
     """Of two trees of arrays, each as one vector."""
-    product = optax.tree.vdot(one, other)
+    pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    product = sum(float(jnp.sum(a * b)) for a, b in pairs)
     norms = optax.tree.norm(one) * optax.tree.norm(other)
     return round(float(product / norms), 6)
 
