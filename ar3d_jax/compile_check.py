@@ -8,7 +8,8 @@ Prints, for each program of a training step, seconds to compile, memory per chip
 collectives; in which of them hosts take part, and if any is in the decode loop. Ends
 with status 1 where memory does not suffice, and says by how much and what would help.
 Nothing is loaded or computed: weights need not be at hand. `--json=FILE` keeps the
-numbers.
+numbers. Programs that need less than these are left out: further prompts of dynamic
+sampling, the forward pass of `objective.correct_mismatch`.
 
 Memory is what XLA's compiler says. Beside a program's own, a chip holds what the other
 programs need: weights, reference, optimiser, codec.
@@ -44,10 +45,15 @@ from ar3d_jax.higrpo.update import (
 from ar3d_jax.models import DECODE_ROWS, decode_codes
 from ar3d_jax.policy.chat import Prompts
 from ar3d_jax.policy.decoder import Decoder
+from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.policy.tokenizer import Tokenizer
 from ar3d_jax.policy.vocab import PUBLISHED, Vocab
 from ar3d_jax.rollout.generate import DECODE_SCOPE
-from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+from ar3d_jax.rollout.two_step import (
+    rollout_coarse,
+    rollout_one_step,
+    rollout_refined,
+)
 from ar3d_jax.sharding import make_mesh
 from ar3d_jax.weights import resolve
 
@@ -160,16 +166,9 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Progra
         prompts, vocab = _prompts(config), _vocab(config)
         key = _on_mesh(jax.eval_shape(lambda: jax.random.key(0)))
         how = (config.rollout, vocab, key)
-        sizes = {
-            "group_size": config.group_size,
-            "shape_tokens": config.codec.tokens,
-        }
-        coarse = rollout_coarse.trace(policy, prompts, *how, **sizes)
-        first, cache = _on_mesh(coarse.out_info)
-        refined = rollout_refined.trace(policy, prompts, first, cache, *how, **sizes)
+        sampling, sequences = _sampling(config, policy, prompts, *how)
         rollouts = ScoredRollouts(
-            {"coarse": (first,), "refined": _on_mesh(refined.out_info)},
-            {step: _rewards(config) for step in ("coarse", "refined")},
+            sequences, {step: _rewards(config) for step in sequences}
         )
         update = update_step.trace(
             state,
@@ -186,15 +185,36 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Progra
         decode = decode_codes.trace(codec, codes)
 
     everything = _bytes(state) + _bytes(reference) + _bytes(codec)
+    first, *later = sampling
     for name, traced, held in (
-        ("rollout, coarse", coarse, policy),
+        (f"rollout, {first}", sampling[first], policy),
         ("codec", decode, codec),
-        ("rollout, refined", refined, policy),
+        *((f"rollout, {step}", sampling[step], policy) for step in later),
         ("update", update, (state, reference)),
     ):
         with jax.set_mesh(mesh):
             size = _bytes(held)
             yield name, _compile(traced, mesh, size, everything - size)
+
+
+def _sampling(
+    config: Config, policy: Decoder, prompts: Prompts, *how: Any
+) -> tuple[dict[str, Any], dict[str, tuple[Sequence, ...]]]:
+    """By step: what samples it, traced, and the sequences that it leaves."""
+    sizes = {"group_size": config.group_size, "shape_tokens": config.codec.tokens}
+    if not config.rollout.plans:
+        prompt = prompts.high, prompts.high_valid
+        shape = rollout_one_step.trace(policy, *prompt, *how, **sizes)
+        return {"shape": shape}, {"shape": (_on_mesh(shape.out_info),)}
+    coarse = rollout_coarse.trace(policy, prompts, *how, **sizes)
+    first, cache = _on_mesh(coarse.out_info)
+    if config.paradigm == "grpo":
+        return {"shape": coarse}, {"shape": (first,)}
+    refined = rollout_refined.trace(policy, prompts, first, cache, *how, **sizes)
+    return (
+        {"coarse": coarse, "refined": refined},
+        {"coarse": (first,), "refined": _on_mesh(refined.out_info)},
+    )
 
 
 def _state(config: Config) -> tuple[TrainState, Decoder | None]:

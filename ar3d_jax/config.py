@@ -11,12 +11,14 @@ the reason. Values that only later parts of the project implement are refused he
 
 import dataclasses
 import typing
-from typing import Any
+from typing import Any, Literal
 
 from ar3d_jax.errors import UserError
 
 COARSE_ROLES = ("preference", "alignment", "category")
 REFINED_ROLES = ("preference", "quality", "consistency", "parts")
+TABLE_ROLES = ("align_lmm", "consistency_shape")  # of table 1 alone; coarse weights
+LEAST_BAND = 24  # recent groups before `medium` has a band: fewer say too little
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:
@@ -24,8 +26,8 @@ def _require(condition: bool, field: str, value: object, rule: str) -> None:
         raise UserError(f"config field {field} is {value!r}; expected {rule}")
 
 
-def _choice(field: str, value: str, *choices: str) -> None:
-    _require(value in choices, field, value, "one of " + ", ".join(choices))
+def _choice(field: str, value: object, *choices: object) -> None:
+    _require(value in choices, field, value, f"one of {', '.join(map(str, choices))}")
 
 
 def _ascending(field: str, value: tuple[int, ...]) -> None:
@@ -171,7 +173,10 @@ class CodecConfig:
 class RolloutConfig:
     """How the policy is sampled."""
 
-    plans: bool = True  # the paper's method; off: table 3's "without plan"
+    plans: bool = True  # the paper's method; off, with grpo: table 3's "without plan"
+    refined_sees_coarse: bool = (
+        False  # coarse tokens before refined ones, too; our own idea; paper: unseen
+    )
     plan_tokens: int = (
         48  # most tokens of a plan, each; paper: open (30-130 words in print)
     )
@@ -189,7 +194,9 @@ class RolloutConfig:
     # travel for every token; our choice, costs 1 / mesh.tp of them in memory
     stop_early: bool = True  # plans end with the longest one; off: at plan_tokens, and
     # devices need not ask each other at every token; our choice
-    ahead: int = 0  # rollouts started before their scores are in; only 0 so far
+    ahead: int = 0  # 1: the next rollout starts while scores are awaited, one update
+    # stale, which the old log-probabilities correct; paper: 0. Not before a checkpoint,
+    # which holds no rollouts: a run that is stopped goes on with a fresh one
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -200,6 +207,7 @@ class RolloutConfig:
             "a number above 0",
         )
         _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a number in (0, 1]")
+        _choice("rollout.ahead", self.ahead, 0, 1)
         _require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 (off) or more")
         _require(
             self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more"
@@ -211,40 +219,72 @@ class RolloutConfig:
             True,
             "False (the full vocabulary is not built yet)",
         )
-        _require(
-            self.plans,
-            "rollout.plans",
-            False,
-            "True (rollouts without plans are not built yet)",
-        )
-        _require(
-            self.ahead == 0,
-            "rollout.ahead",
-            self.ahead,
-            "0 (rollouts ahead are not built yet)",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Equations 9-14."""
+    """Equations 9-14, and what the paper's tables compare them with."""
 
     lam: float = (
         1.0  # lambda of equation 9: refined reward added to the coarse; paper: 1.0
     )
+    lam_end: float = 1.0  # lam moves to this in lam_steps; paper: constant
+    lam_steps: int = 0  # 0: lam stays; our option, to begin with coarse shapes alone
+    advantage_std: str = (
+        "group"  # equation 10; batch: of all rewards; none: Dr. GRPO's, no division
+    )
     clip_low: float = 0.2  # paper: open; DAPO's 0.2
     clip_high: float = 0.28  # decoupled clip, best row of table 2; DAPO's 0.28
-    kl_coef: float = 0.01  # beta of equation 13; paper: 0.01
+    sequence_clip_low: float = 3e-4  # with importance=sequence; GSPO's
+    sequence_clip_high: float = 4e-4  # with importance=sequence; GSPO's
+    dual_clip: float = 0.0  # 0: off; above 1: bounds negative advantages; usual 3
+    kl_coef: float = 0.01  # beta of equation 13; paper: 0.01; 0: no reference at all
     aggregation: str = "token"  # equation 11: tokens of one group averaged, then groups
     importance: str = (
         "token"  # ratio per token (12); sequence: GSPO, one row of table 2
     )
-    updates_per_rollout: int = 1  # paper: 1; only 1 so far
-    dynamic_sampling: str = "off"  # DAPO's resampling, table 2; only off so far
-    max_resample: int = 0  # rounds of dynamic sampling; only 0 so far
+    correct_mismatch: float = (
+        0.0  # 0: off; C: trainer's old log-probabilities, weights up to C; usual 2
+    )
+    updates_per_rollout: int = 1  # optimiser steps on each batch; paper: 1
+    minibatches: int = 1  # parts of a batch, by prompts, that updates take in turn
+    dynamic_sampling: str = (
+        "medium"  # AR3D-R1's recipe, table 2; no_spread: DAPO's; off: plain Hi-GRPO
+    )
+    min_spread: float = 0.0  # of rewards in a group that is kept; our choice: any
+    band_low: float = 0.1  # medium: quantile of recent groups' mean rewards; our choice
+    band_high: float = (
+        0.9  # so a fifth of the groups is outside; the paper has no number
+    )
+    band_groups: int = 240  # recent groups that quantiles are of, with those that were
+    # left out; our choice: some 15 steps
+    max_resample: int = 2  # rounds of new prompts per step; then a batch stays as it is
+    resample_prompts: int = (
+        4  # prompts per round, 0: as many as prompts_per_step; tiny:
+    )
+    # our choice, a third: two groups or three of twelve are replaced
     micro_batch: int = (
         16  # rows in one gradient pass: memory only, the result is the same
     )
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """(low, high) of the importance that is used."""
+        if self.importance == "sequence":
+            return self.sequence_clip_low, self.sequence_clip_high
+        return self.clip_low, self.clip_high
+
+    @property
+    def final_lam(self) -> float:
+        """Where lambda of equation 9 ends."""
+        return self.lam_end if self.lam_steps else self.lam
+
+    def lam_at(self, step: int) -> float:
+        """Lambda of equation 9 at an optimiser step: a straight line to `lam_end`."""
+        if not self.lam_steps:
+            return self.lam
+        share = min(step / self.lam_steps, 1.0)
+        return self.lam + share * (self.lam_end - self.lam)
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -256,31 +296,53 @@ class ObjectiveConfig:
             "sequence",
         )
         _choice("objective.importance", self.importance, "token", "sequence")
+        _choice("objective.advantage_std", self.advantage_std, "group", "batch", "none")
+        kinds = ("off", "no_spread", "medium")
+        _choice("objective.dynamic_sampling", self.dynamic_sampling, *kinds)
         _require(
-            self.updates_per_rollout == 1,
+            0 <= self.band_low < self.band_high <= 1,
+            "objective.band_low/band_high",
+            (self.band_low, self.band_high),
+            "0 <= band_low < band_high <= 1",
+        )
+        _require(
+            self.dynamic_sampling != "medium" or self.band_groups >= LEAST_BAND,
+            "objective.band_groups",
+            self.band_groups,
+            f"{LEAST_BAND} or more: quantiles of fewer say nothing",
+        )
+        for name in ("max_resample", "resample_prompts", "min_spread"):
+            value = getattr(self, name)
+            _require(value >= 0, f"objective.{name}", value, "0 or more")
+        counts = ("micro_batch", "updates_per_rollout", "minibatches", "band_groups")
+        for name in counts:
+            value = getattr(self, name)
+            _require(value >= 1, f"objective.{name}", value, "1 or more")
+        _require(
+            self.updates_per_rollout % self.minibatches == 0,
             "objective.updates_per_rollout",
             self.updates_per_rollout,
-            "1 (more is not built yet)",
+            f"a multiple of objective.minibatches={self.minibatches}: every prompt is "
+            "learnt from equally often",
         )
-        _choice("objective.dynamic_sampling", self.dynamic_sampling, "off")
+        for name in ("", "sequence_"):
+            low = getattr(self, f"{name}clip_low")
+            high = getattr(self, f"{name}clip_high")
+            _require(
+                0 <= low < 1 and high >= 0,
+                f"objective.{name}clip_low/{name}clip_high",
+                (low, high),
+                f"0 <= {name}clip_low < 1 and {name}clip_high >= 0",
+            )
         _require(
-            self.max_resample == 0,
-            "objective.max_resample",
-            self.max_resample,
-            "0 (dynamic sampling is not built yet)",
+            self.dual_clip == 0 or self.dual_clip > 1,
+            "objective.dual_clip",
+            self.dual_clip,
+            "0 (off) or a number above 1",
         )
-        _require(
-            self.micro_batch >= 1,
-            "objective.micro_batch",
-            self.micro_batch,
-            "1 row or more",
-        )
-        _require(
-            0 <= self.clip_low < 1 and self.clip_high >= 0,
-            "objective.clip_low/clip_high",
-            (self.clip_low, self.clip_high),
-            "0 <= clip_low < 1 and clip_high >= 0",
-        )
+        for name in ("kl_coef", "correct_mismatch", "lam_steps"):
+            value = getattr(self, name)
+            _require(value >= 0, f"objective.{name}", value, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +355,8 @@ class ScorersConfig:
     quality: str = "embedded"  # paper: UnifiedReward-2.0-qwen-7b
     consistency: str = "embedded"  # paper: Qwen2.5-VL-7B
     parts: str = "embedded"  # paper: ShapeLLM
+    align_lmm: str = "embedded"  # paper's table 1: Qwen2.5-VL-7B
+    consistency_shape: str = "embedded"  # paper's tables 1 and 2: Qwen2.5-VL-7B
 
     def __post_init__(self) -> None:
         """Raises UserError for a scorer that does not exist."""
@@ -307,6 +371,8 @@ class CoarseWeights:
     preference: float = 1.0  # paper: 1
     alignment: float = 1.0  # paper: 1
     category: float = 1.0  # paper: 1
+    align_lmm: float = 0.0  # Qwen2.5-VL in place of UnifiedReward: table 1
+    consistency_shape: float = 0.0  # of score / 3; "LMM 3D" of tables 1 and 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +399,12 @@ class RewardsConfig:
 
     scorers: ScorersConfig = ScorersConfig()  # scorer per role
     weights: WeightsConfig = WeightsConfig()  # weight per step and role
-    ensemble: str = "both"  # Hi-GRPO scores both steps; one-step variants come later
+    normalise_scores: bool = (
+        False  # each score by its group before they are added up; paper: the raw sum
+    )
+    ensemble: str = (
+        "both"  # Hi-GRPO's; one-step GRPO: coarse or refined, rows 4 and 5 of table 6
+    )
     backend: str = "local"  # scorers live in this host's sidecar
     on_failure: str = (
         "drop"  # a rollout whose score is missing is left out; stop: end the run
@@ -348,7 +419,7 @@ class RewardsConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not exist."""
-        _choice("rewards.ensemble", self.ensemble, "both")
+        _choice("rewards.ensemble", self.ensemble, "both", "coarse", "refined")
         _choice("rewards.backend", self.backend, "local")
         _choice("rewards.on_failure", self.on_failure, "drop", "stop")
         _require(
@@ -366,6 +437,11 @@ class RewardsConfig:
             self.deadline_s,
             "seconds above 0",
         )
+
+    def ensemble_of(self, step: str) -> Literal["coarse", "refined"]:
+        """Whose roles score a generation step: its own, or of `shape` the ensemble."""
+        name = self.ensemble if step == "shape" else step
+        return "coarse" if name == "coarse" else "refined"
 
     def roles(self, step: str) -> tuple[str, ...]:
         """Roles that are scored: of "coarse" or "refined", those that have a weight.
@@ -474,6 +550,13 @@ class DataConfig:
     column: str = (
         ""  # column of a .csv/.jsonl with the text; empty: prompt, else captions
     )
+    share: float = 1.0  # of the training prompts, at random; figure 3's data scaling
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside their range."""
+        _require(
+            0 < self.share <= 1, "data.share", self.share, "above 0, at most 1 (all)"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -516,14 +599,15 @@ class Config:
     """One training run."""
 
     preset: str = "tiny"  # which preset of the config file this came from
-    steps: int = 60  # optimiser steps; paper: 1,200
+    steps: int = 60  # batches of rollouts, and optimiser steps unless
+    # objective.updates_per_rollout says more; paper: 1,200
     seed: int = 0  # of sampling and shuffling; every random number follows from it
     prompts: str = (
         "catalog"  # catalog: the embedded prompts; else a .txt, .csv or .jsonl file
     )
     prompts_per_step: int = 12  # tiny: our choice, less noise than 4; paper: 16
     group_size: int = 8  # G; paper: 8
-    paradigm: str = "higrpo"  # the paper's method; one-step grpo comes later
+    paradigm: str = "higrpo"  # the paper's method; grpo: one step, configs/grpo.py
     checkpoint_every: int = 10  # steps; our choice: minutes of work at risk
     eval_every: int = 20  # steps between held-out evaluations, 0: off; our choice
     policy: PolicyConfig = PolicyConfig()  # the language model
@@ -561,9 +645,45 @@ class Config:
             self.checkpoint_every,
             "1 or more",
         )
-        _choice("paradigm", self.paradigm, "higrpo")
+        _choice("paradigm", self.paradigm, "higrpo", "grpo")
+        both = self.paradigm == "higrpo"
+        _choice(
+            f"with paradigm={self.paradigm}, rewards.ensemble",
+            self.rewards.ensemble,
+            *(("both",) if both else ("coarse", "refined")),
+        )
+        _require(
+            both or not self.rollout.refined_sees_coarse,
+            "rollout.refined_sees_coarse",
+            True,
+            "False with paradigm=grpo, which has no coarse shape",
+        )
+        _require(
+            self.rollout.plans or not both,
+            "rollout.plans",
+            self.rollout.plans,
+            "True with paradigm=higrpo: its refined shapes follow from a plan",
+        )
+        _require(
+            any(self.rewards.roles(step) for step in self._ensembles),
+            "rewards.weights." + " and rewards.weights.".join(self._ensembles),
+            0.0,
+            "a role with a weight: nothing is rewarded",
+        )
+        _require(
+            self.checkpoint_every > 1 or not self.rollout.ahead,
+            "with rollout.ahead=1, checkpoint_every",
+            self.checkpoint_every,
+            "2 or more: nothing is sampled ahead of a checkpoint",
+        )
         _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
-        rows = self.prompts_per_step * self.group_size
+        _require(
+            self.prompts_per_step % self.objective.minibatches == 0,
+            "objective.minibatches",
+            self.objective.minibatches,
+            f"a divisor of prompts_per_step={self.prompts_per_step}",
+        )
+        rows = self.prompts_per_step * self.group_size // self.objective.minibatches
         _require(
             rows % self.objective.micro_batch == 0
             and self.objective.micro_batch % self.group_size == 0,
@@ -572,6 +692,30 @@ class Config:
             f"a multiple of group_size={self.group_size} that divides {rows} rows",
         )
         self._check_mesh()
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The generation steps, in their order."""
+        return ("coarse", "refined") if self.paradigm == "higrpo" else ("shape",)
+
+    @property
+    def _ensembles(self) -> tuple[str, ...]:
+        """Whose roles the steps are scored by."""
+        return tuple(self.rewards.ensemble_of(step) for step in self.step_names)
+
+    @property
+    def used_rewards(self) -> RewardsConfig:
+        """The rewards, without the weights of an ensemble that no step is scored by."""
+        weights = {
+            step: getattr(self.rewards.weights, step)
+            if step in self._ensembles
+            else dataclasses.replace(
+                getattr(self.rewards.weights, step),
+                **dict.fromkeys(self.rewards.roles(step), 0.0),
+            )
+            for step in ("coarse", "refined")
+        }
+        return dataclasses.replace(self.rewards, weights=WeightsConfig(**weights))
 
     def _check_mesh(self) -> None:
         """Raises UserError where devices cannot share something equally."""

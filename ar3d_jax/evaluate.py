@@ -43,14 +43,13 @@ from ar3d_jax.evaluation.measure import Wanted
 from ar3d_jax.evaluation.objects import Generated
 from ar3d_jax.evaluation.record import Record
 from ar3d_jax.generate import (
+    at_once,
     checkpoint_config,
     described,
     load_trained,
-    sample_at_once,
-    sample_both_steps,
+    sample_shapes,
 )
-from ar3d_jax.models import Models, decode_rows, load_models
-from ar3d_jax.policy import chat
+from ar3d_jax.models import Models, check_length, decode_rows, load_models
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.feature_sets import find_networks
 from ar3d_jax.sharding import make_mesh
@@ -70,7 +69,6 @@ class System:
         checkpoint: of a policy, the training's workdir; None for one before training.
         config: of a policy.
         best: of a checkpoint, the one that the judge liked best.
-        one_step: of a policy, it answers with a shape at once.
     """
 
     name: str
@@ -80,12 +78,6 @@ class System:
     checkpoint: Path | None = None
     config: Config = dataclasses.field(default_factory=Config)
     best: bool = False
-    one_step: bool = False
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """What each of a policy's answers consists of."""
-        return ("shape",) if self.one_step else ("coarse", "refined")
 
 
 # --- Which systems the command line names ---------------------------------------------
@@ -169,7 +161,9 @@ def _untrained(values: flags.FlagValues) -> System:
         return System(BASE, "the shipped tiny policy")
     config = described(values.policy, values.weights, values.codec_weights)
     source = f"{values.policy}, weights {config.policy.weights}"
-    return System(BASE, source, config=config, one_step=values.one_step)
+    if values.one_step:
+        config = at_once(config)
+    return System(BASE, source, config=config)
 
 
 def _folder_name(folder: Path) -> str:
@@ -242,7 +236,8 @@ def _sample_batch(
     for item in items:
         problem = _too_long(system, models, item)
         if problem:
-            objects.write_failure(folder, seed, item, system.steps, problem)
+            steps = system.config.step_names
+            objects.write_failure(folder, seed, item, steps, problem)
         else:
             fitting.append(item)
     if not fitting:
@@ -251,8 +246,7 @@ def _sample_batch(
     mesh = jax.sharding.get_mesh().shape
     batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))  # one compiled program
-    shapes = sample_at_once if system.one_step else sample_both_steps
-    plans, codes = shapes(models, policy, filled, key, system.config.rollout)
+    plans, codes = sample_shapes(models, policy, filled, key, system.config)
     logits = {
         step: decode_rows(models.codec, rows[: len(texts)], all_rows=True)
         for step, rows in codes.items()
@@ -270,9 +264,8 @@ def _sample_batch(
 
 def _too_long(system: System, models: Models, item: Item) -> str:
     """Why a prompt cannot be asked, or "": an object that failed, not the end."""
-    encode = chat.encode_direct if system.one_step else chat.encode
     try:
-        encode(models.tokenizer, [item.caption], system.config.rollout.prompt_tokens)
+        check_length(models.tokenizer, [item.caption], system.config.rollout)
     except UserError as error:
         return str(error)
     return ""

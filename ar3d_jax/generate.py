@@ -25,7 +25,6 @@ from ar3d_jax.config import (
     Config,
     LoraConfig,
     MeshConfig,
-    RolloutConfig,
     from_config_dict,
 )
 from ar3d_jax.data.prompts import Prompt, read_prompts
@@ -33,16 +32,16 @@ from ar3d_jax.errors import UserError, writing
 from ar3d_jax.held_out import BEST
 from ar3d_jax.models import (
     Models,
+    check_length,
     decode_rows,
     load_models,
     plan_texts,
-    roll_out,
+    sample_steps,
     shape_codes,
 )
-from ar3d_jax.policy import chat, lora
+from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.client import Scoring
-from ar3d_jax.rollout.two_step import rollout_one_step
 from ar3d_jax.sharding import make_mesh
 
 BATCH = 8  # prompts sampled at once; our choice: fits small machines
@@ -53,12 +52,11 @@ def generate_objects(
     policy: Decoder,
     prompts: Texts[Prompt],
     key: jax.Array,
-    cfg: RolloutConfig,
+    config: Config,
     scoring: Scoring,
     *,
     batch: int,
     group_size: int = 1,
-    one_step: bool = False,
 ) -> list[gallery.GeneratedObject]:
     """One object per prompt, drawn, and scored where `scoring` has scorers.
 
@@ -70,8 +68,7 @@ def generate_objects(
     mesh = jax.sharding.get_mesh().shape
     batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
     filled = texts + texts[-1:] * (batch - len(texts))
-    sample = sample_at_once if one_step else sample_both_steps
-    plans, codes = sample(models, policy, filled, key, cfg, group_size)
+    plans, codes = sample_shapes(models, policy, filled, key, config, group_size)
     rows = np.arange(len(texts)) * group_size
     logits = {
         step: decode_rows(models.codec, tokens[rows], all_rows=True)
@@ -81,7 +78,7 @@ def generate_objects(
         return []
     tickets = {
         step: scoring.submit(
-            grids, texts, "coarse" if step == "coarse" else "refined", keep_views=True
+            grids, texts, config.rewards.ensemble_of(step), keep_views=True
         )
         for step, grids in logits.items()
     }
@@ -107,46 +104,46 @@ Plans = dict[str, list[str]]  # by which, of each row
 Codes = dict[str, np.ndarray]  # by step, [rows, M]
 
 
-def sample_both_steps(
+def sample_shapes(
     models: Models,
     policy: Decoder,
     texts: list[str],
     key: jax.Array,
-    cfg: RolloutConfig,
+    config: Config,
     group_size: int = 1,
 ) -> tuple[Plans, Codes]:
-    """Plans and coarse and refined shapes of each text; all hosts get all of them.
+    """Plans and shapes of each text, by the config's paradigm; all hosts get all.
 
     Raises:
         UserError: a text is too long.
     """
-    rollout = roll_out(models, policy, texts, key, cfg, group_size=group_size)
-    return {
-        "global": plan_texts(rollout.coarse, models.tokenizer),
-        "local": plan_texts(rollout.local, models.tokenizer),
-    }, {
-        "coarse": shape_codes(rollout.coarse, models.vocab),
-        "refined": shape_codes(rollout.refined, models.vocab),
-    }
+    steps = sample_steps(
+        models,
+        policy,
+        texts,
+        key,
+        config.rollout,
+        paradigm=config.paradigm,
+        group_size=group_size,
+    )
+    plans: Plans = {}
+    codes: Codes = {}
+    for step in steps:
+        if step.plan:
+            plans[step.plan] = plan_texts(step.sequences[0], models.tokenizer)
+        codes[step.name] = shape_codes(step.shape, models.vocab)
+    return plans, codes
 
 
-def sample_at_once(
-    models: Models,
-    policy: Decoder,
-    texts: list[str],
-    key: jax.Array,
-    cfg: RolloutConfig,
-    group_size: int = 1,
-) -> tuple[Plans, Codes]:
-    """A shape of each text, without a plan, as the paper's published model answers.
-
-    Raises:
-        UserError: a text is too long.
-    """
-    prompts = chat.encode_direct(models.tokenizer, texts, cfg.prompt_tokens)
-    sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
-    shapes = rollout_one_step(policy, *prompts, cfg, models.vocab, key, **sizes)
-    return {}, {"shape": shape_codes(shapes, models.vocab)}
+def at_once(config: Config) -> Config:
+    """The config of a policy that answers with a shape, without a plan."""
+    rollout = dataclasses.replace(
+        config.rollout, plans=False, refined_sees_coarse=False
+    )
+    rewards = dataclasses.replace(config.rewards, ensemble="refined")
+    return dataclasses.replace(
+        config, paradigm="grpo", rollout=rollout, rewards=rewards
+    )
 
 
 def _number(score: np.floating) -> float | None:
@@ -201,7 +198,6 @@ def generate(
     out: Path,
     *,
     best: bool = False,
-    one_step: bool = False,
 ) -> None:
     """Writes the gallery of `prompts` to `out`.
 
@@ -213,7 +209,7 @@ def generate(
     with jax.set_mesh(mesh), writing(out):
         models = load_models(config, mesh)
         texts = [prompt.text for prompt in prompts]
-        chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)  # all fit
+        check_length(models.tokenizer, texts, config.rollout)
         policy = models.policy
         if checkpoint:
             policy = load_trained(policy, config.lora, checkpoint, best=best)
@@ -230,10 +226,9 @@ def generate(
                     policy,
                     some,
                     key,
-                    config.rollout,
+                    config,
                     scoring,
                     batch=batch,
-                    one_step=one_step,
                 )
                 progress.update(len(some))
         gallery.write(out, objects)
@@ -272,10 +267,10 @@ def main(_: list[str]) -> None:
     config = checkpoint_config(checkpoint) if checkpoint else _untrained(values)
     mesh = MeshConfig(fsdp=values.fsdp, tp=values.tp)  # the training's may be larger
     config = dataclasses.replace(config, seed=values.seed, mesh=mesh)
+    if values.one_step:
+        config = at_once(config)
     out = Path(values.out)
-    generate(
-        prompts, config, checkpoint, out, best=values.best, one_step=values.one_step
-    )
+    generate(prompts, config, checkpoint, out, best=values.best)
 
 
 def _untrained(values: flags.FlagValues) -> Config:

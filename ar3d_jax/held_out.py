@@ -10,7 +10,7 @@ nothing is compiled for it. The judge is an encoder that is never a reward
 * `eval/*` on the step's line of `metrics.jsonl`;
 * `WORKDIR/evaluations.jsonl`, a line per evaluation, that before the first step
   included, with the CLIP score of each prompt;
-* `WORKDIR/best`, the policy whose refined objects it liked best so far.
+* `WORKDIR/best`, the policy whose objects, of the last step, it liked best so far.
 
 A line's step is the number of optimiser steps done. After a resume all three are what
 an uninterrupted run would have left. How to read them is docs/judging.md.
@@ -34,15 +34,20 @@ from ar3d_jax.config import Config
 from ar3d_jax.data.prompts import held_out_prompts
 from ar3d_jax.errors import writing
 from ar3d_jax.metrics import DurableFile, keep_lines_before, lines_before, number
-from ar3d_jax.models import Models, decode_rows, roll_out, shape_codes
-from ar3d_jax.policy import chat, lora
+from ar3d_jax.models import (
+    Models,
+    check_length,
+    decode_rows,
+    sample_steps,
+    shape_codes,
+)
+from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.client import Scoring
 from ar3d_jax.sharding import fold_in_name
 
 FILE = "evaluations.jsonl"
 BEST = "best"  # a folder beside `checkpoints`, with the policy alone
-STEPS = ("coarse", "refined")
 Pending = dict[str, Any]  # by step: a ticket, and each row's numbers on its shape
 
 
@@ -74,7 +79,7 @@ class HeldOut:
             config.prompts, config.evaluation.judged, config.data.column
         )
         texts = [prompt.text for prompt in self.prompts]
-        chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
+        check_length(models.tokenizer, texts, config.rollout)
         self._config, self._models, self._scoring = config, models, scoring
         self._say, self._lines = say, lines
         self._best, self._best_score = best, best_score
@@ -83,7 +88,7 @@ class HeldOut:
     def after(self, step: int, policy: Decoder) -> dict[str, float]:
         """The metrics of `policy` after `step` steps; empty where none are due.
 
-        All hosts must call it together. `<step>` is coarse or refined:
+        All hosts must call it together. `<step>` is coarse or refined, or shape:
 
         * `eval/<step>/clip_score`: 100 x mean cosine of views and prompt, by the judge;
         * `eval/<step>/diversity`: IoU of pairs of one prompt's objects: lower is more;
@@ -104,11 +109,12 @@ class HeldOut:
             for name, values in rows.items()
         }
         metrics = {f"eval/{name}": _mean(values) for name, values in groups.items()}
-        scores = {s: _mean_rows(groups[f"{s}/clip_score"]) for s in STEPS}
-        judged = [rows[f"{s}/clip_score"] for s in STEPS]
+        steps = self._config.step_names
+        scores = {s: _mean_rows(groups[f"{s}/clip_score"]) for s in steps}
+        judged = [rows[f"{s}/clip_score"] for s in steps]
         metrics["eval/missing"] = int(np.isnan(judged).sum())
         metrics["eval/seconds"] = time.perf_counter() - started
-        self._keep_if_best(step, policy, metrics["eval/refined/clip_score"])
+        self._keep_if_best(step, policy, metrics[judged_by(self._config)])
         self._write(step, metrics, scores)
         return metrics
 
@@ -146,19 +152,24 @@ class HeldOut:
         group = config.group_size
         filled = texts + texts[-1:] * (config.prompts_per_step - len(texts))
         key = jax.random.fold_in(self._key, first)
-        rollout = roll_out(
-            models, policy, filled, key, config.rollout, group_size=group
+        steps = sample_steps(
+            models,
+            policy,
+            filled,
+            key,
+            config.rollout,
+            paradigm=config.paradigm,
+            group_size=group,
         )
         own = hosts.own_rows(len(filled) * group)
         wanted = own < len(texts) * group
         pending: Pending = {}
-        for step, sequence in zip(
-            STEPS, (rollout.coarse, rollout.refined), strict=True
-        ):
-            logits = decode_rows(models.codec, shape_codes(sequence, models.vocab))
+        for step in steps:
+            codes = shape_codes(step.shape, models.vocab)
+            logits = decode_rows(models.codec, codes)
             prompts = [filled[row // group] for row in own[wanted]]
             ticket = self._scoring.submit(logits[wanted], prompts, "judge")
-            pending[step] = wanted, ticket, _shape_numbers(logits > 0, group)
+            pending[step.name] = wanted, ticket, _shape_numbers(logits > 0, group)
         return pending
 
     def _collect(self, pending: Pending) -> dict[str, np.ndarray]:
@@ -185,15 +196,20 @@ class HeldOut:
     ) -> None:
         if not self._lines:
             return
-        coarse, refined = (metrics[f"eval/{s}/clip_score"] for s in STEPS)
-        self._say(f"step {step}: judge {coarse:.2f} (coarse), {refined:.2f} (refined)")
+        told = [f"{metrics[f'eval/{s}/clip_score']:.2f} ({s})" for s in scores]
+        self._say(f"step {step}: judge {', '.join(told)}")
         by_prompt = {
-            prompt.id: {s: number(scores[s][i]) for s in STEPS}
+            prompt.id: {s: number(of[i]) for s, of in scores.items()}
             for i, prompt in enumerate(self.prompts)
         }
         numbers = {name: number(value) for name, value in metrics.items()}
         record = {"step": step} | numbers | {"prompts": by_prompt}
         self._lines.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def judged_by(config: Config) -> str:
+    """The metric by which the best policy is chosen."""
+    return f"eval/{config.step_names[-1]}/clip_score"
 
 
 @contextlib.contextmanager
@@ -233,7 +249,7 @@ def held_out(
                 )
                 newest = best.discard_after(end - 1)
                 kept = [r for r in records if r["step"] == newest]
-                best_score = kept[0]["eval/refined/clip_score"] if kept else -np.inf
+                best_score = kept[0][judged_by(config)] if kept else -np.inf
         yield HeldOut(
             config,
             models,

@@ -9,6 +9,7 @@ a thread that hangs the run when the disk is full.
 
 # Protocol buffer classes come into being when their module is imported.
 # pyright: reportAttributeAccessIssue=false
+import contextlib
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,26 +31,22 @@ from tqdm import tqdm
 
 from ar3d_jax.errors import writing
 
-# The keys of a Hi-GRPO run's line, beside `step`; `*` stands for any ending. Times are
-# in seconds, entropy and KL in nats per token, `groups_used` in prompts.
-HIGRPO_NAMES = (
-    "reward/coarse",
-    "reward/refined",
-    "reward/coarse_std",
-    "reward/refined_std",
-    "score/coarse/*",
-    "score/refined/*",
+# The keys of a run's line, beside `step`; `*` stands for any ending. Times are in
+# seconds, entropy, KL and mismatch in nats per token, groups in prompts. These once for
+# each generation step:
+_OF_STEPS = ("reward/{}", "reward/{}_std", "score/{}/*", "loss/{}")
+_OF_RUNS = (
     "score_missing",
     "loss",
-    "loss/coarse",
-    "loss/refined",
     "kl",
     "entropy",
     "clip_fraction",
     "ratio_max",
+    "mismatch",
     "grad_norm",
     "groups_used",
     "groups_resampled",
+    "resample_rounds",
     "plan_tokens",
     "tokens_per_s/rollout",
     "eval/*",
@@ -61,7 +58,50 @@ HIGRPO_NAMES = (
     "time/total",
     "sidecar_restarts",
 )
-HIGRPO_SHOWN = ("reward/coarse", "reward/refined", "tokens_per_s/rollout")
+
+
+def run_names(steps: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a run with these generation steps."""
+    own = tuple(key.format(step) for step in steps for key in _OF_STEPS)
+    return own + _OF_RUNS
+
+
+def run_shown(steps: Sequence[str]) -> tuple[str, ...]:
+    """Those on the progress bar."""
+    return (*(f"reward/{step}" for step in steps), "tokens_per_s/rollout")
+
+
+class Stopwatch:
+    """Seconds per part of a step: `with clock("rollout"): ...`.
+
+    Attributes:
+        seconds: by part.
+        tokens: sampled in the step; whoever samples adds them.
+    """
+
+    def __init__(self) -> None:
+        """Starts with the step."""
+        self.tokens = 0
+        # All parts: a step whose rollout was another's (rollout.ahead) has none.
+        parts = ("rollout", "codec", "score_wait", "update")
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Adds the block's duration to `part`."""
+        start = time.perf_counter()
+        yield
+        took = time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + took
+
+    def line(self, **more: float) -> dict[str, float]:
+        """All parts under their metrics' names, with the step's total."""
+        total = time.perf_counter() - self._start
+        seconds = self.seconds | more
+        return {f"time/{part}": s for part, s in seconds.items()} | {
+            "time/total": total
+        }
 
 
 class RunLog:

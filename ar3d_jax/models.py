@@ -1,11 +1,12 @@
 """The networks of a run, loaded, and a whole rollout with them.
 
-`train.py` takes a rollout apart, to score coarse shapes while refined ones are sampled;
-everything that only wants objects (`generate.py`, samples, benchmarks) uses
-`roll_out` and `decode_rows`.
+`sample_steps` samples a paradigm's steps one after the other, so that training can have
+coarse shapes scored while refined ones are sampled; everything that only wants objects
+(`generate.py`, samples, evaluation) uses the same, and `decode_rows`.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from collections.abc import Sequence as Texts
 from pathlib import Path
 
@@ -24,7 +25,11 @@ from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.policy.tokenizer import Tokenizer
 from ar3d_jax.policy.vocab import Vocab
-from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
+from ar3d_jax.rollout.two_step import (
+    rollout_coarse,
+    rollout_one_step,
+    rollout_refined,
+)
 from ar3d_jax.weights import resolve_all
 
 CONVERTED = "checkpoints"  # in a folder that `convert.py` made of published weights
@@ -52,18 +57,24 @@ class Models:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Plans and shapes for a batch of prompts; rows are prompt-major.
+class StepSample:
+    """What one generation step sampled; rows are prompt-major.
 
     Attributes:
-        coarse: global plans and coarse shapes.
-        local: local plans.
-        refined: refined shapes.
+        name: "coarse", "refined", or the one step of GRPO, "shape".
+        sequences: those whose sampled tokens belong to the step; the last one ends in
+            its shape.
+        plan: which plan the first one has, "global" or "local"; "" for none.
     """
 
-    coarse: Sequence
-    local: Sequence
-    refined: Sequence
+    name: str
+    sequences: tuple[Sequence, ...]
+    plan: str
+
+    @property
+    def shape(self) -> Sequence:
+        """The sequence that ends in the step's shape."""
+        return self.sequences[-1]
 
 
 def load_models(config: Config, mesh: jax.sharding.Mesh) -> Models:
@@ -122,28 +133,56 @@ def check_vocabulary(vocab: Vocab, rows: int, source: object) -> None:
         )
 
 
-def roll_out(
+def check_length(tokenizer: Tokenizer, texts: Texts[str], cfg: RolloutConfig) -> int:
+    """The compiled length that holds all prompts; refuses what does not fit.
+
+    Raises:
+        UserError: one is too long.
+    """
+    if not cfg.plans:
+        return chat.encode_direct(tokenizer, texts, cfg.prompt_tokens)[0].shape[1]
+    return chat.encode(tokenizer, texts, cfg.prompt_tokens).high.shape[1]
+
+
+def sample_steps(
     models: Models,
     policy: Decoder,
     texts: Texts[str],
     key: jax.Array,
     cfg: RolloutConfig,
     *,
+    paradigm: str,
     group_size: int,
-) -> Rollout:
-    """Both steps for each text, `group_size` times.
+) -> Iterator[StepSample]:
+    """A paradigm's steps for each text, `group_size` times, as they are sampled.
+
+    higrpo: coarse, then refined, each with its plan. grpo: one step, `shape`, after a
+    global plan (`rollout.plans`) or at once, as the paper's published model answers.
 
     Raises:
         UserError: a prompt is too long.
     """
-    prompts = chat.encode(models.tokenizer, texts, cfg.prompt_tokens)
+    # Programs are told the length that there is, not which others there could be: who
+    # allows different lengths shares what is compiled.
+    width = check_length(models.tokenizer, texts, cfg)
+    cfg = dataclasses.replace(cfg, prompt_tokens=(width,))
     sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
     arguments = (cfg, models.vocab, key)
+    if not cfg.plans:
+        prompts = chat.encode_direct(models.tokenizer, texts, cfg.prompt_tokens)
+        shapes = rollout_one_step(policy, *prompts, *arguments, **sizes)
+        yield StepSample("shape", (shapes,), "")
+        return
+    prompts = chat.encode(models.tokenizer, texts, cfg.prompt_tokens)
     coarse, cache = rollout_coarse(policy, prompts, *arguments, **sizes)
+    if paradigm == "grpo":
+        yield StepSample("shape", (coarse,), "global")
+        return
+    yield StepSample("coarse", (coarse,), "global")
     local, refined = rollout_refined(
         policy, prompts, coarse, cache, *arguments, **sizes
     )
-    return Rollout(coarse, local, refined)
+    yield StepSample("refined", (local, refined), "local")
 
 
 def shape_codes(sequence: Sequence, vocab: Vocab) -> np.ndarray:

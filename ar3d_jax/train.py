@@ -2,14 +2,15 @@
 
     prompts -> rollout -> codec -> views and scores -> rewards -> advantages -> update
 
-Coarse objects are drawn and scored while the refined rollout runs. The same command
-goes on where `--workdir` has a checkpoint; SIGTERM and Ctrl-C save one and end it with
-status 0. On several hosts, one process runs on each (`--hosts`), with the same flags
-and a workdir that all can reach; `hosts.py` says who does what.
+Up to the rewards a batch is made by `collect.py`. With `paradigm="grpo"`
+(configs/grpo.py) there is one generation step. The same command goes on where
+`--workdir` has a checkpoint; SIGTERM and Ctrl-C save one and end it with status 0. On
+several hosts, one process runs on each (`--hosts`), with the same flags and a workdir
+that all can reach; `hosts.py` says who does what.
 
-Not here: how any of it is done. Sampling is `rollout/two_step.py`, drawing and scoring
-`rewards/client.py`, the loss `higrpo/objective.py`, evaluation by a judge that is no
-reward `held_out.py`, files `checkpoint.py`, `metrics.py` and `gallery.py`.
+Not here: how any of it is done. The loss is `higrpo/objective.py`, evaluation by a
+judge that is no reward `held_out.py`, files `checkpoint.py`, `metrics.py` and
+`gallery.py`.
 """
 
 import contextlib
@@ -18,9 +19,7 @@ import json
 import shutil
 import signal
 import sys
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,27 +29,25 @@ import numpy as np
 
 from ar3d_jax import command, gallery, hosts
 from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.collect import Collector, Waiting, batch_metrics
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.generate import generate_objects
 from ar3d_jax.held_out import held_out
 from ar3d_jax.higrpo.update import (
-    ScoredRollouts,
     from_saved,
     init_state,
+    minibatches,
+    over_updates,
     to_save,
     update_step,
+    with_trainer_logp,
 )
-from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, NoLog, RunLog
-from ar3d_jax.models import Models, decode_rows, load_models, shape_codes
-from ar3d_jax.policy import chat
+from ar3d_jax.metrics import NoLog, RunLog, Stopwatch, run_names, run_shown
+from ar3d_jax.models import Models, check_length, load_models
 from ar3d_jax.rewards.client import Scoring
-from ar3d_jax.rewards.ensemble import total_rewards
-from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.sharding import fold_in_name, make_mesh
-
-Reasons = dict[str, list[str | None]]  # by role, why a row's score is missing
 
 # Fields, or how their names begin, that a resumed run must share with the saved one.
 SAME_RUN = (
@@ -61,6 +58,7 @@ SAME_RUN = (
     "policy.weights",  # the reference
     *("lora.", "codec.", "rollout.", "data."),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
+    *("rewards.ensemble", "rewards.normalise_scores"),
     "evaluation.judged",
     *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
 )
@@ -87,6 +85,7 @@ def main(config: Config, workdir: str) -> None:
             seed=config.seed,
             shuffle=config.data.shuffle,
             column=config.data.column,
+            share=config.data.share,
         )
         shown = held_out_prompts(
             config.prompts, config.evaluation.prompts, config.data.column
@@ -94,9 +93,15 @@ def main(config: Config, workdir: str) -> None:
         models = load_models(config, mesh)
         _check_prompts(models, source, config)
         run_key = jax.random.key(config.seed)
-        reference = None if config.lora.rank else models.policy
+        update_key = fold_in_name(run_key, "updates")
+        keep = bool(config.objective.kl_coef and not config.lora.rank)
+        reference = models.policy if keep else None
         state = init_state(
-            models.policy, optim=config.optim, lora_config=config.lora, key=run_key
+            models.policy,
+            optim=config.optim,
+            lora_config=config.lora,
+            key=run_key,
+            keep=keep,
         )
 
         # --- Checkpoint, scorers, log -------------------------------------------------
@@ -111,6 +116,8 @@ def main(config: Config, workdir: str) -> None:
         if restored := checkpoints.restore_latest(to_save(state)):
             saved, first_step, extras = restored
             state = from_saved(state, saved)
+            if not (keep or config.lora.rank):  # what was loaded serves nobody
+                jax.tree.map(lambda x: x.delete(), models.policy)
             source.set_state(extras["prompts"])
             run_key = extras["key"]
         _write_config(config, folder)  # not before: a refused run leaves the other's
@@ -118,7 +125,7 @@ def main(config: Config, workdir: str) -> None:
         scoring = stack.enter_context(
             Scoring(
                 config.render,
-                dataclasses.replace(config.rewards, judge=config.eval_every > 0),
+                dataclasses.replace(config.used_rewards, judge=config.eval_every > 0),
                 config.codec.resolution,
                 slots=2 * len(own),
                 log_dir=folder / "logs" / hosts.name(),
@@ -137,9 +144,14 @@ def main(config: Config, workdir: str) -> None:
             )
         )
 
+        waiting: Waiting | None = None  # the next batch, where it is sampled already
+
         def save(step: int) -> None:
             evaluation.wait()
-            extras = {"prompts": source.get_state(), "key": run_key}
+            # What is sampled ahead is sampled again: checkpoints hold no rollouts.
+            position = waiting.position if waiting else source.get_state()
+            extras = {"prompts": position, "key": run_key}
+            extras["selection"] = collector.selection.get_state()
             checkpoints.save(to_save(state), step, extras)
 
         def draw_samples(step: int) -> None:
@@ -152,7 +164,7 @@ def main(config: Config, workdir: str) -> None:
                 state.policy,
                 shown,
                 key,
-                config.rollout,
+                config,
                 scoring,
                 batch=batch,
                 group_size=group_size,
@@ -165,110 +177,65 @@ def main(config: Config, workdir: str) -> None:
                 log.write_text(step, f"plans/{thing.name}", _as_markdown(thing.plans))
 
         # --- The run ------------------------------------------------------------------
-        sizes = {
-            "group_size": config.group_size,
-            "shape_tokens": config.codec.tokens,
-        }
+        collector = Collector(config, models, scoring, source, run_key, log.say)
+        if restored:
+            collector.selection.set_state(extras["selection"])
         if first_step == 0:
             evaluation.after(0, state.policy)
             draw_samples(0)
         for step in range(first_step, config.steps):
             clock = Stopwatch()
-            texts = [prompt.text for prompt in next(source)]
-            prompts = chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
-            per_row = [text for text in texts for _ in range(config.group_size)]
-            own_texts = [per_row[row] for row in own]
-            arguments = (
-                config.rollout,
-                models.vocab,
-                jax.random.fold_in(run_key, step),
-            )
+            done = step + 1
+            saving = done % config.checkpoint_every == 0 or done == config.steps
 
-            # Rollout: while refined shapes are sampled, coarse ones are scored.
-            with clock("rollout"):
-                coarse, cache = jax.block_until_ready(
-                    rollout_coarse(state.policy, prompts, *arguments, **sizes)
-                )
-            with clock("codec"):
-                logits = decode_rows(models.codec, shape_codes(coarse, models.vocab))
-            coarse_ticket = scoring.submit(logits, own_texts, "coarse")
-            with clock("rollout"):
-                local, refined = jax.block_until_ready(
-                    rollout_refined(
-                        state.policy, prompts, coarse, cache, *arguments, **sizes
-                    )
-                )
-            with clock("codec"):
-                logits = decode_rows(models.codec, shape_codes(refined, models.vocab))
-            refined_ticket = scoring.submit(logits, own_texts, "refined")
-
-            # Rewards.
-            with clock("score_wait"):
-                coarse_scores, coarse_reasons = scoring.collect(coarse_ticket)
-                refined_scores, refined_reasons = scoring.collect(refined_ticket)
-                _report_missing(coarse_reasons, refined_reasons, config, log)
-                coarse_scores = hosts.gather(coarse_scores, len(per_row))
-                refined_scores = hosts.gather(refined_scores, len(per_row))
-            weights = to_dict(config.rewards.weights)
-            rewards = total_rewards(
-                coarse_scores, refined_scores, weights, config.objective.lam
-            )
-            by_step = dict(zip(("coarse", "refined"), rewards, strict=True))
+            # Rollout, views and scores: coarse ones while refined shapes are sampled,
+            # and with rollout.ahead all of them during the next rollout.
+            current = waiting or collector.launch(state.policy, step, clock)
+            waiting = None
+            if config.rollout.ahead and not saving:
+                waiting = collector.launch(state.policy, done, clock)
+            batch = collector.finish(current, state.policy, step, clock)
 
             # Update.
             with clock("update"):
-                rollouts = ScoredRollouts(
-                    {"coarse": (coarse,), "refined": (local, refined)},
-                    {
-                        name: reward.reshape(-1, config.group_size).astype(np.float32)
-                        for name, reward in by_step.items()
-                    },
-                )
-                state, metrics = update_step(
-                    state,
-                    reference,
-                    rollouts,
-                    vocab=models.vocab,
-                    objective=config.objective,
-                    optim=config.optim,
-                )
-                metrics = jax.device_get(metrics)
+                rollouts = batch.rollouts
+                if config.objective.correct_mismatch:
+                    rollouts = with_trainer_logp(
+                        rollouts, state.policy, models.vocab, config.objective
+                    )
+                updates = []
+                for chosen in minibatches(
+                    config.objective,
+                    config.prompts_per_step,
+                    jax.random.fold_in(update_key, step),
+                ):
+                    state, metrics = update_step(
+                        state,
+                        reference,
+                        rollouts,
+                        chosen,
+                        vocab=models.vocab,
+                        objective=config.objective,
+                        optim=config.optim,
+                    )
+                    updates.append(metrics)
+                metrics = over_updates(jax.device_get(updates))
 
             # Log and save.
-            sampled = [hosts.everywhere(s.sampled) for s in (coarse, local, refined)]
-            plans = (
-                sampled[0].sum() + sampled[1].sum() - len(per_row) * config.codec.tokens
-            )
-            rewards_alone = total_rewards(coarse_scores, refined_scores, weights, 0.0)
             line = {
-                "reward/coarse": _mean(rewards_alone[0]),
-                "reward/refined": _mean(rewards_alone[1]),
-                **_score_means("coarse", coarse_scores),
-                **_score_means("refined", refined_scores),
-                "score_missing": sum(
-                    int(np.isnan(values).sum())
-                    for scores in (coarse_scores, refined_scores)
-                    for values in scores.values()
-                ),
+                **batch_metrics(batch, config, clock),
                 **metrics,
-                "groups_resampled": 0,
-                "plan_tokens": plans / (2 * len(per_row)),
-                "tokens_per_s/rollout": sum(map(np.sum, sampled))
-                / clock.seconds["rollout"],
-                **clock.line(
-                    render=coarse_ticket.draw_s + refined_ticket.draw_s,
-                ),
+                **clock.line(render=batch.draw_s),
                 "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
             }
-            done = step + 1
             log.write(step, line | evaluation.after(done, state.policy))
+            _warn_of_no_spread(step, metrics, log)
             stopping = hosts.any_of(bool(stop))
             if done % config.log.samples_every == 0 or done == config.steps:
                 draw_samples(done)
-            last = done == config.steps
-            if done % config.checkpoint_every == 0 or last or stopping:
+            if saving or stopping:
                 save(done)
-            if stopping and not last:
+            if stopping and done < config.steps:
                 log.say(
                     f"stopped by {', '.join(stop) or 'another host'} after step {step};"
                     " saved, same command goes on"
@@ -297,9 +264,12 @@ def _check_prompts(models: Models, source: PromptSource, config: Config) -> None
             "probabilities are those of the whole distribution"
         )
     texts = [text for row in source.rows for text in row.texts]
-    chat.encode(models.tokenizer, texts, config.rollout.prompt_tokens)
+    check_length(models.tokenizer, texts, config.rollout)
     room = config.policy.max_positions
-    plans, shape = 2 * config.rollout.plan_tokens, config.codec.tokens
+    count = len(config.step_names) if config.rollout.plans else 0
+    plans, shape = count * config.rollout.plan_tokens, config.codec.tokens
+    if config.rollout.refined_sees_coarse:
+        shape = 2 * shape + 2  # the coarse one between its marks
     needed = config.rollout.prompt_tokens[-1] + plans + shape
     if needed > room:
         raise UserError(
@@ -323,37 +293,23 @@ def _open_log(
         return contextlib.nullcontext(NoLog())
     return RunLog(
         folder,
-        names=HIGRPO_NAMES,
-        shown=HIGRPO_SHOWN,
+        names=run_names(config.step_names),
+        shown=run_shown(config.step_names),
         steps=config.steps,
         first_step=first_step,
         tensorboard=config.log.tensorboard,
     )
 
 
-def _report_missing(
-    coarse: Reasons, refined: Reasons, config: Config, log: RunLog | NoLog
+def _warn_of_no_spread(
+    step: int, metrics: Mapping[str, Any], log: RunLog | NoLog
 ) -> None:
-    """Says why scores are missing, and ends the run where the config says so."""
-    by_role = [*coarse.values(), *refined.values()]
-    reasons = [reason for rows in by_role for reason in rows if reason]
-    if not reasons:
-        return
-    reason, times = Counter(reasons).most_common(1)[0]
-    line = f"{len(reasons)} scores are missing; {times} because {reason}"
-    if config.rewards.on_failure == "stop":
-        raise UserError(f"{line}: rewards.on_failure is stop; drop leaves them out")
-    log.say(line)
-
-
-def _score_means(step: str, scores: dict[str, np.ndarray]) -> dict[str, float]:
-    return {f"score/{step}/{role}": _mean(values) for role, values in scores.items()}
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of those that are there; NaN, without a warning, where none is."""
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if there.size else float("nan")
+    """Says so when all rollouts of each prompt were rewarded alike: no signal."""
+    if metrics["groups_used"] == 0:
+        log.say(
+            f"step {step}: no group has any spread of rewards, nothing was learnt; if "
+            "this goes on, scorers or prompts cannot tell objects apart"
+        )
 
 
 def _as_markdown(plans: dict[str, str]) -> str:
@@ -393,30 +349,6 @@ def _signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Stopwatch:
-    """Seconds per part of a step: `with clock("rollout"): ...`."""
-
-    def __init__(self) -> None:
-        """Starts with the step."""
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._start = time.perf_counter()
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Adds the block's duration to `part`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - start
-
-    def line(self, **more: float) -> dict[str, float]:
-        """All parts under their metrics' names, with the step's total."""
-        total = time.perf_counter() - self._start
-        seconds = self.seconds | more
-        return {f"time/{part}": s for part, s in seconds.items()} | {
-            "time/total": total
-        }
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python -m benchmarks.learning --workdir=runs/learning [--seeds=3] [--steps=60]
 
-Trains once per seed with `python -m ar3d_jax.train` (a finished seed is not trained
-again), then samples held-out prompts with the policy before and after, with the same
-random numbers. Rewards are R_high and R_low, equations (7) and (8); a gain is the mean
-over prompts of the paired difference, in standard errors of that mean.
+Trains plain Hi-GRPO once per seed with `python -m ar3d_jax.train` (a finished seed is
+not trained again; without dynamic sampling, all runs see the same prompts), then
+samples held-out prompts with the policy before and after, with the same random numbers.
+Rewards are R_high and R_low, equations (7) and (8); a gain is the mean over prompts of
+the paired difference, in standard errors of that mean.
 
 A reward that only its own scorer likes is not learning. So the line also has, before
 and after: the share of distinct token sequences, the mean voxel IoU of pairs (within a
@@ -36,7 +37,7 @@ from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.catalog import load_catalog
 from ar3d_jax.data.prompts import Prompt, held_out_prompts
 from ar3d_jax.generate import checkpoint_config, load_trained
-from ar3d_jax.models import Models, decode_rows, load_models, roll_out, shape_codes
+from ar3d_jax.models import Models, decode_rows, load_models, sample_steps, shape_codes
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.render.sheets import view_sheet
 from ar3d_jax.rewards.client import Scoring
@@ -84,17 +85,24 @@ def evaluate(
     for first in tqdm(range(0, len(prompts), count), unit="batch"):
         texts = [prompt.text for prompt in prompts[first : first + count]]
         batch_key = jax.random.fold_in(key, first)
-        rollout = roll_out(
-            models, policy, texts, batch_key, config.rollout, group_size=group
+        sampled = sample_steps(
+            models,
+            policy,
+            texts,
+            batch_key,
+            config.rollout,
+            paradigm="higrpo",
+            group_size=group,
         )
         per_row = [text for text in texts for _ in range(group)]
         tickets = {}
-        for step in STEPS:
-            rows = shape_codes(getattr(rollout, step), models.vocab)
+        for step in sampled:
+            rows = shape_codes(step.shape, models.vocab)
             logits = decode_rows(models.codec, rows)
-            codes[step].append(rows)
-            grids[step].append(logits > 0)
-            tickets[step] = scoring.submit(logits, per_row, step, keep_views=True)
+            codes[step.name].append(rows)
+            grids[step.name].append(logits > 0)
+            ticket = scoring.submit(logits, per_row, step.name, keep_views=True)
+            tickets[step.name] = ticket
         for step, ticket in tickets.items():
             scores[step].append(scoring.collect(ticket)[0])
             views[step].append(scoring.views(ticket)[::group])
@@ -183,6 +191,7 @@ def train(seed: int, steps: int, workdir: Path) -> None:
     """One training run, as a user would start it."""
     arguments = [
         "--config=configs/higrpo.py",
+        "--config.objective.dynamic_sampling=off",
         f"--config.seed={seed}",
         f"--config.steps={steps}",
         f"--workdir={workdir}",

@@ -1,12 +1,13 @@
 """Seconds and memory of the default training: `configs/higrpo.py`, 12 prompts x 8.
 
-    python -m benchmarks.step [--steps=60] [--workdir=DIR]
+    python -m benchmarks.step [--steps=60] [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-Runs `python -m ar3d_jax.train --config=configs/higrpo.py` as a user would, in a fresh
-folder, and reads its metrics. `step_s` is the median over steps without the first,
-which compiles; `run_s` the whole command from start to exit, samples and checkpoints
-included; `peak_gib` the largest sum over trainer, sidecar and render workers, each page
-counted once (proportional set size, four times a second).
+Runs `python -m ar3d_jax.train --config=configs/higrpo.py` as a user would, with the
+fields that are given (plain Hi-GRPO: `--config.objective.dynamic_sampling=off`), in a
+fresh folder, and reads its metrics. `step_s` is the median over steps without the
+first, which compiles; `run_s` the whole command, samples and checkpoints included;
+`peak_gib` the largest sum over trainer, sidecar and render workers, each page counted
+once (proportional set size, four times a second); `groups_resampled` per step, of 12.
 
 The limit in the same run: `products_s`, what the policy's and the codec's arithmetic of
 one step would take at the speed of one large matrix product on these cores.
@@ -56,10 +57,10 @@ def memory_gib(root: int) -> float:
     return total / 2**20
 
 
-def run(steps: int, workdir: Path) -> dict[str, float]:
+def run(steps: int, workdir: Path, fields: list[str]) -> dict[str, float]:
     """Trains; seconds of the command and the largest memory."""
     command = [sys.executable, "-m", "ar3d_jax.train", "--config=configs/higrpo.py"]
-    command += [f"--workdir={workdir}", f"--config.steps={steps}"]
+    command += [f"--workdir={workdir}", f"--config.steps={steps}", *fields]
     began, peak = time.perf_counter(), 0.0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
@@ -123,13 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--workdir", type=Path)
-    arguments = parser.parse_args()
+    arguments, fields = parser.parse_known_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         workdir = arguments.workdir or Path(scratch) / "run"
         if (workdir / "metrics.jsonl").exists():
             sys.exit(f"{workdir} has a run already; name a fresh --workdir")
-        line = run(arguments.steps, workdir) | products_s(workdir)
+        line = run(arguments.steps, workdir, fields) | products_s(workdir)
         text = (workdir / "metrics.jsonl").read_text()
     steps = [json.loads(entry) for entry in text.splitlines()]
     parts = {
@@ -138,6 +139,8 @@ def main() -> None:
     }
     line = {"benchmark": "step", "steps": len(steps), "step_s": parts["total"]} | line
     line["ratio_to_products"] = line["step_s"] / line["products_s"]
+    resampled = [step["groups_resampled"] for step in steps]
+    line["groups_resampled"] = statistics.mean(resampled)
     rate = statistics.median(step["tokens_per_s/rollout"] for step in steps[1:])
     line["rollout_tokens_per_s"] = rate
     line = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}

@@ -11,6 +11,13 @@ is the paper's run (arXiv 2512.10949v1, section "Settings"). What the paper leav
 keeps the default of `ar3d_jax/config.py`, with its reason there. Weights are named as
 published and read from Hugging Face, or from where `--config.policy.weights` and
 `--config.codec.weights` say. Objects are shaded geometry: there is no appearance stage.
+
+AR3D-R1's recipe is Hi-GRPO with decoupled clip bounds and dynamic sampling. Plain
+Hi-GRPO, the last row of table 6, is
+
+    --config.objective.dynamic_sampling=off --config.objective.clip_high=0.2
+
+and docs/study.md has all rows of the paper's tables.
 """
 
 import ml_collections
@@ -21,6 +28,7 @@ from ar3d_jax.config import (
     EvaluationConfig,
     LogConfig,
     MeshConfig,
+    ObjectiveConfig,
     OptimConfig,
     PolicyConfig,
     RenderConfig,
@@ -84,6 +92,7 @@ PAPER = Config(
         plan_tokens=256,  # printed plans have 30 to 130 words
         prompt_tokens=(128, 256),  # template, instruction and a short caption
     ),
+    objective=ObjectiveConfig(resample_prompts=8),  # one for each device
     # The published reward models replace the embedded scorers when they are built.
     rewards=RewardsConfig(points=10_000),  # ShapeLLM's input
     render=RenderConfig(size=448),  # 256 tokens per view in Qwen2.5-VL

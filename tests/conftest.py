@@ -26,12 +26,27 @@ jax.config.update("jax_num_cpu_devices", 8)
 # [B] * [B, T] is the classic bug of this kind of program: no silent broadcasting.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# Tests are tiny and compile much, and half of that is optimising: not in this process.
+_flags = os.environ.get("XLA_FLAGS")
+os.environ["XLA_FLAGS"] = f"{_flags or ''} --xla_backend_optimization_level=0"
+jax.devices()  # reads the flags
+if _flags is None:
+    del os.environ["XLA_FLAGS"]
+else:
+    os.environ["XLA_FLAGS"] = _flags
 
 # The same examples in every run, and no time limit on a busy machine.
 hypothesis.settings.register_profile(
     "ar3d_jax", deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ar3d_jax")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets what a file compiled: programs take mappings, and 65,530 are all."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

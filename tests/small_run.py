@@ -62,7 +62,7 @@ def small_config(folder: pathlib.Path) -> Config:
             codes=16,
         ),
         rollout=RolloutConfig(plan_tokens=4, prompt_tokens=(320,)),
-        objective=ObjectiveConfig(micro_batch=2),
+        objective=ObjectiveConfig(micro_batch=2, dynamic_sampling="off"),
         rewards=RewardsConfig(points=64),
         render=RenderConfig(size=32, workers=1),
         evaluation=EvaluationConfig(prompts=2, judged=3),

@@ -14,7 +14,7 @@ from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import Config
 from ar3d_jax.data.catalog import is_held_out
 from ar3d_jax.data.prompts import held_out_prompts, read_prompts
-from ar3d_jax.models import Models, load_models, plan_texts, roll_out, shape_codes
+from ar3d_jax.models import Models, load_models, plan_texts, sample_steps, shape_codes
 from ar3d_jax.sharding import make_mesh
 
 ASSETS = Path(ar3d_jax.__file__).parent / "assets"
@@ -118,19 +118,20 @@ def test_the_policy_plans_and_shapes_what_it_is_asked_for(models):
     config = Config()
     texts = ["a low wide table with four legs", "a tall square chair"]
     with jax.set_mesh(make_mesh()):
-        rollout = roll_out(
+        coarse, refined = sample_steps(
             models,
             models.policy,
             texts,
             jax.random.key(0),
             config.rollout,
+            paradigm="higrpo",
             group_size=4,
         )
-    plans = plan_texts(rollout.coarse, models.tokenizer)
+    plans = plan_texts(coarse.shape, models.tokenizer)
     assert sum("table" in plan.lower() for plan in plans[:4]) >= 3, plans
     assert sum("chair" in plan.lower() for plan in plans[4:]) >= 3, plans
-    for sequence in (rollout.coarse, rollout.refined):
-        codes = shape_codes(sequence, models.vocab)
+    for step in (coarse, refined):
+        codes = shape_codes(step.shape, models.vocab)
         assert codes.shape == (8, config.codec.tokens)
         assert (codes >= 0).all()
         assert (codes < config.codec.codes).all()

@@ -50,6 +50,41 @@ def test_the_papers_run_fits_the_smallest_topology(tmp_path):
     assert found["update"]["arguments"] == pytest.approx(held, rel=0.02)
 
 
+ONE_STEP = """
+import dataclasses, runpy, jax
+from ar3d_jax import compile_check
+from ar3d_jax.sharding import make_mesh
+tiny = runpy.run_path("configs/grpo.py")["PRESETS"]["tiny"]
+for plans in (True, False):
+    rollout = dataclasses.replace(tiny.rollout, plans=plans)
+    config = dataclasses.replace(tiny, rollout=rollout)
+    with jax.set_mesh(make_mesh()):
+        state, _ = compile_check._state(config)
+        key = compile_check._on_mesh(jax.eval_shape(lambda: jax.random.key(0)))
+        asked = compile_check._prompts(config), rollout, compile_check._vocab(config)
+        found = compile_check._sampling(config, state.policy, *asked, key)
+    sampling, sequences = found
+    (sequence,) = sequences["shape"]
+    print(*sampling, sequence.layout.shape, sequence.layout.text)
+"""
+
+
+def test_one_step_is_one_program_that_samples():
+    """Traced in a process of its own: arrays that are shapes fit no annotation."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_STEP], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with_plan, at_once = done.stdout.splitlines()
+    tiny = Config()
+    prompt, plan = tiny.rollout.prompt_tokens[-1], tiny.rollout.plan_tokens
+    first = prompt + plan + 1
+    shape = (first, first + tiny.codec.tokens)
+    assert with_plan == f"shape {shape} {(prompt, prompt + plan)}"
+    assert at_once.startswith("shape (")
+    assert at_once.endswith(" None")
+
+
 def test_groups_of_devices_are_read():
     assert replica_groups("x, replica_groups={{0,2},{1,3}}, y", 4) == [[0, 2], [1, 3]]
     assert replica_groups("x, replica_groups=[2,2]<=[4], y", 4) == [[0, 1], [2, 3]]

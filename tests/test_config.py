@@ -76,6 +76,10 @@ def test_numbers_and_lists_convert():
     assert config.rollout.prompt_tokens == (32, 64)
 
 
+ONE_STEP = {"paradigm": "grpo", "rewards": {"ensemble": "refined"}}
+ZERO = {"coarse": {"preference": 0.0, "alignment": 0.0, "category": 0.0}}
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -116,6 +120,28 @@ def test_unknown_fields_and_wrong_types_are_named(values, named):
         ({"rewards": {"scorers": {"parts": "shapelm"}}}, "rewards.scorers.parts"),
         ({"rewards": {"on_failure": "zero"}}, "rewards.on_failure"),
         ({"mesh": {"tp": 0}}, "mesh"),
+        ({"rollout": {"ahead": 2}}, "rollout.ahead"),
+        ({"rollout": {"ahead": 1}, "checkpoint_every": 1}, "checkpoint_every is 1"),
+        ({"rollout": {"plans": False}}, "rollout.plans"),
+        ({"paradigm": "grpo"}, "with paradigm=grpo, rewards.ensemble is 'both'"),
+        ({"rewards": {"ensemble": "coarse"}}, "with paradigm=higrpo, rewards.ensemble"),
+        (
+            {"rollout": {"refined_sees_coarse": True}, **ONE_STEP},
+            "rollout.refined_sees_coarse",
+        ),
+        (
+            {"paradigm": "grpo", "rewards": {"ensemble": "coarse", "weights": ZERO}},
+            "rewards.weights.coarse is 0.0; expected a role with a weight",
+        ),
+        ({"objective": {"updates_per_rollout": 3, "minibatches": 2}}, "updates_per"),
+        (
+            {"objective": {"updates_per_rollout": 5, "minibatches": 5}},
+            "minibatches is 5; expected a divisor of prompts_per_step=12",
+        ),
+        ({"objective": {"dual_clip": 0.5}}, "objective.dual_clip"),
+        ({"objective": {"band_low": 0.9, "band_high": 0.2}}, "objective.band_low"),
+        ({"objective": {"sequence_clip_low": 1.0}}, "objective.sequence_clip_low"),
+        ({"data": {"share": 0.0}}, "data.share"),
     ],
 )
 def test_values_that_do_not_fit_are_named(values, named):
@@ -139,6 +165,22 @@ def test_papers_run():
     assert (config.optim.lr, config.objective.kl_coef) == (1e-6, 0.01)
     assert (config.objective.lam, config.objective.updates_per_rollout) == (1.0, 1)
     assert config.render.views == 6
+
+
+def test_documented_meshes_are_allowed():
+    """docs/scaling.md and docs/pods.md, with the slices that the latter adds."""
+    for mesh in ({"fsdp": 16}, {"fsdp": 8, "tp": 4}, {"fsdp": 8, "tp": 4, "data": 2}):
+        for name in ("higrpo", "grpo"):
+            config = command.load_config_file(f"{ROOT}/configs/{name}.py:7b")
+            config.mesh.update(mesh)
+            assert from_config_dict(config).mesh.fsdp == mesh["fsdp"]
+
+
+def test_only_the_ensemble_that_is_used_is_scored():
+    config = from_config_dict(command.load_config_file(f"{ROOT}/configs/grpo.py"))
+    assert config.used_rewards.roles("refined") == config.rewards.roles("refined")
+    assert config.used_rewards.roles("coarse") == ()
+    assert Config().used_rewards == Config().rewards
 
 
 CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))

@@ -43,11 +43,12 @@ def run(weights, tmp_path, monkeypatch):
     )
     state.scores = lambda step, prompt, sample: 10.0
 
-    def roll_out(models, policy, texts, key, cfg, *, group_size):
+    def sample_steps(models, policy, texts, key, cfg, *, paradigm, group_size):
         assert len(texts) == config.prompts_per_step
         state.keys.append(jax.random.key_data(key).tolist())
         rows = [(text, sample) for text in texts for sample in range(group_size)]
-        return types.SimpleNamespace(coarse=("coarse", rows), refined=("refined", rows))
+        for name in ("coarse", "refined"):
+            yield types.SimpleNamespace(name=name, shape=(name, rows))
 
     def decode_rows(codec, sequence):
         step, rows = sequence
@@ -56,7 +57,7 @@ def run(weights, tmp_path, monkeypatch):
         logits[:, 0, 0, 0] = [state.scores(step, *row) for row in rows]
         return logits
 
-    monkeypatch.setattr(held_out, "roll_out", roll_out)
+    monkeypatch.setattr(held_out, "sample_steps", sample_steps)
     monkeypatch.setattr(held_out, "shape_codes", lambda sequence, vocab: sequence)
     monkeypatch.setattr(held_out, "decode_rows", decode_rows)
 

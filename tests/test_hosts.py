@@ -72,20 +72,29 @@ def comparable(workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-TWO = ("--config.steps=3", "--config.eval_every=1", "--config.mesh.fsdp=2")
+TWO = (
+    "--config.steps=3",
+    "--config.eval_every=1",
+    "--config.mesh.fsdp=2",
+    "--config.objective.dynamic_sampling=no_spread",
+    "--config.objective.resample_prompts=2",
+    "--config.objective.max_resample=3",
+)
 
 
 @pytest.fixture(scope="module")
 def one_process(start, tmp_path_factory):
     """A run of one process with two devices."""
     workdir = tmp_path_factory.mktemp("one")
-    finish(start(workdir, 1, *TWO, devices=2))
-    return comparable(workdir)
+    finish(start(workdir, 1, *TWO, devices=2, scores="equal"))
+    lines = comparable(workdir)
+    assert sum(line["groups_resampled"] for line in lines) > 0
+    return lines
 
 
 def test_two_hosts_are_as_one_process_also_after_a_kill(start, one_process, tmp_path):
     more = "--config.steps=300"
-    first, second = start(tmp_path, 2, *TWO, more)
+    first, second = start(tmp_path, 2, *TWO, more, scores="equal")
     path = tmp_path / "metrics.jsonl"
     while not path.exists() or path.read_text().count("\n") < 2:
         assert first.poll() is None, first.stderr.read()
@@ -102,7 +111,7 @@ def test_two_hosts_are_as_one_process_also_after_a_kill(start, one_process, tmp_
         int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
     )
     steps = max(kept + 1, 3)
-    finish(start(tmp_path, 2, *TWO, f"--config.steps={steps}"))
+    finish(start(tmp_path, 2, *TWO, f"--config.steps={steps}", scores="equal"))
     lines = comparable(tmp_path)
     assert [line["step"] for line in lines] == list(range(steps))
     assert lines[:3] == one_process

@@ -10,9 +10,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ar3d_jax.errors import UserError
-from ar3d_jax.metrics import HIGRPO_NAMES, HIGRPO_SHOWN, RunLog
+from ar3d_jax.metrics import RunLog, run_names, run_shown
 
 NAMES = ("loss", "score/*", "rate")
+
+STEPS = ("coarse", "refined")
+RUN_NAMES = run_names(STEPS)
 
 
 def open_log(folder, first_step=0, **kwargs):
@@ -88,9 +91,9 @@ def test_names_are_the_contract(tmp_path, values, wrong):
 
 
 def test_the_contract_of_a_higrpo_line(tmp_path):
-    values = {name: 0.0 for name in HIGRPO_NAMES if not name.endswith("*")}
+    values = {name: 0.0 for name in RUN_NAMES if not name.endswith("*")}
     values |= {"score/coarse/alignment": 1.0, "eval/reward": 1.0}
-    with RunLog(tmp_path, names=HIGRPO_NAMES, shown=HIGRPO_SHOWN, steps=1) as log:
+    with RunLog(tmp_path, names=RUN_NAMES, shown=run_shown(STEPS), steps=1) as log:
         log.write(0, values)
     assert read(tmp_path) == [{"step": 0, **values}]
 

@@ -8,10 +8,11 @@ import pytest
 
 from ar3d_jax import hosts
 from ar3d_jax.codec.vqvae import Codec
-from ar3d_jax.config import CodecConfig
+from ar3d_jax.config import CodecConfig, RolloutConfig
 from ar3d_jax.errors import UserError
-from ar3d_jax.models import DECODE_ROWS, decode_rows, load_models
+from ar3d_jax.models import DECODE_ROWS, decode_rows, load_models, sample_steps
 from ar3d_jax.policy import chat, tokenizer
+from ar3d_jax.rollout.two_step import rollout_one_step
 from ar3d_jax.sharding import make_mesh
 from tests import small_run
 
@@ -28,6 +29,29 @@ def test_decoding_in_batches_is_decoding(mesh):
     for some in (rows, 5, 1):
         logits = decode_rows(codec, codes[:some])
         np.testing.assert_allclose(logits, expected[:some], atol=1e-5)
+
+
+def test_lengths_that_are_allowed_but_not_needed_compile_nothing(tmp_path):
+    """Training pins one length, samples and evaluation do not: one program for all."""
+    config = small_run.make_weights(tmp_path)
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        models = load_models(config, mesh)
+
+        def sample(*lengths):
+            (step,) = sample_steps(
+                models,
+                models.policy,
+                ["a lamp", "a box"],
+                jax.random.key(0),
+                RolloutConfig(plans=False, prompt_tokens=lengths),
+                paradigm="grpo",
+                group_size=2,
+            )
+            return step.shape.tokens.shape[1], rollout_one_step._cache_size()
+
+        assert sample(80) == sample(80, 320) == sample(8, 80, 400)
+        assert sample(96)[1] == sample(96, 97)[1] == sample(80)[1]
 
 
 def test_a_tokenizer_and_a_codec_that_do_not_belong_together_are_refused(tmp_path):

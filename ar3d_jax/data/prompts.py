@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,17 @@ class PromptSource:
         seed: int,
         shuffle: bool = True,
         column: str = "",
+        share: float = 1.0,
     ):
-        """Reads the file; raises UserError as `read_prompts`."""
+        """Reads the file; raises UserError as `read_prompts`.
+
+        A `share` of its rows are those that a fixed shuffle puts first, whatever the
+        seed, so that a larger share has all of a smaller one.
+        """
         rows = [row for row in read_prompts(source, column) if not row.held_out]
+        order = np.random.default_rng(0).permutation(len(rows))
+        kept = sorted(order[: math.ceil(share * len(rows))])
+        rows = [rows[i] for i in kept]
         if not rows:
             raise UserError(
                 f"prompts {source}: all rows are held out, none to train on"
@@ -211,27 +220,30 @@ class PromptSource:
         prompts = grain.MapDataset.source(rows)
         if shuffle:
             prompts = prompts.shuffle(seed=seed)
-        prompts = prompts.seed(seed).repeat().random_map(_choose)
-        # The stream has no remainder; without dropping it, its length overflows.
-        batches = prompts.batch(batch, drop_remainder=True, batch_fn=list)
-        # Reading is from memory: threads would only cost.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self.rows = rows
-        self._batches = iter(batches.to_iter_dataset(options))
+        self._prompts = prompts.seed(seed).repeat().random_map(_choose)
+        self._batch, self._position = batch, 0
 
     def __iter__(self) -> "PromptSource":
         return self
 
     def __next__(self) -> list[Prompt]:
-        return next(self._batches)
+        return self.take(self._batch)
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts."""
+        first = self._position
+        self._position += count
+        found = (self._prompts[index] for index in range(first, self._position))
+        return [prompt for prompt in found if prompt]  # none is None: nothing filters
 
     def get_state(self) -> dict[str, Any]:
         """The position, as JSON."""
-        return self._batches.get_state()
+        return {"position": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on after the batch where `get_state` was called."""
-        self._batches.set_state(state)
+        self._position = state["position"]
 
 
 def _choose(row: PromptRow, rng: np.random.Generator) -> Prompt:

@@ -1,5 +1,9 @@
 """From the rewards of a group to the advantages of its rollouts (equation 10).
 
+What a deviation from the group's mean is divided by is an option: the group's spread
+(the paper), the whole batch's (Lite PPO, arXiv 2508.08221: a group of nearly equal
+rollouts is not blown up), or nothing (Dr. GRPO, arXiv 2503.20783).
+
 Not here: how a reward is made (`rewards.ensemble`), what an advantage does to the loss
 (`higrpo.objective`). All other GRPO code we read divides by the sample deviation,
 1/(G-1); the paper's formula is the population one, 1/G, and so is this.
@@ -36,17 +40,32 @@ def group_advantages(
     valid: Bool[Array | np.ndarray, "B G"],
     *,
     eps: float = 1e-4,
+    std: str = "group",
 ) -> Float[Array, "B G"]:
     """How much better each rollout did than its group, in deviations of the group.
 
     A = (R - mean) / (sigma + eps), sigma over the group with 1/G. Equation (10), arXiv
-    2512.10949v1, appendix B. A rollout that is not valid, or whose reward is NaN, is
-    out of mean and sigma and gets 0; a group that is not among `used_groups` gets 0.
+    2512.10949v1, appendix B. With `std="batch"` sigma is that of all valid rewards of
+    the batch, with "none" A = R - mean. A rollout that is not valid, or whose reward is
+    NaN, is out of mean and sigma and gets 0; a group that is not among `used_groups`
+    gets 0.
+
+    Raises:
+        ValueError: a `std` that does not exist.
     """
     valid = valid_rollouts(rewards, valid)
     used = used_groups(rewards, valid)[:, None]
     deviation, sigma = _deviations(rewards, valid)
-    return jnp.where(used, deviation / (sigma[:, None] + eps), 0.0)
+    if std == "group":
+        divisor = sigma[:, None] + eps
+    elif std == "batch":
+        _, sigma = _deviations(rewards.reshape(1, -1), valid.reshape(1, -1))
+        divisor = sigma[:, None] + eps
+    elif std == "none":
+        divisor = 1.0
+    else:
+        raise ValueError(f"std is {std!r}; expected group, batch or none")
+    return jnp.where(used, deviation / divisor, 0.0)
 
 
 def group_spread(

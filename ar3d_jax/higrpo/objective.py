@@ -19,16 +19,21 @@ ancestor is T2I-R1. How this file differs from them and from other GRPO code, an
    multiplied by the ratio (TRL since 1.10), not k1 (tunix).
 5. `importance="sequence"` is GSPO with the gradient through every token of the sequence
    ratio (TRL; verl and tunix stop all but one token's). A sequence is all that one step
-   sampled: its plan and its shape.
+   sampled: its plan and its shape. It has clip bounds of its own, a hundred times
+   narrower (GSPO's), because the mean of a thousand log-ratios moves so much less.
 6. Clip bounds are decoupled, 1 - clip_low and 1 + clip_high (DAPO; table 2's best row).
+   `dual_clip` c > 1 also bounds what a negative advantage can do: the objective of such
+   a token is not below c A (arXiv 1912.09729).
 7. The old log-probabilities are the sampler's, over the distribution that was sampled
    from (shape tokens: the codes only). T2I-R1 samples from guidance-mixed logits and
-   trains on plain ones.
+   trains on plain ones. Where sampler and trainer disagree (bfloat16, a cache),
+   `correct_mismatch` takes the trainer's own as the old ones, and weighs each token by
+   min(pi_trainer/pi_sampler, C), without a gradient: truncated importance sampling.
 
-With one update per rollout, the paper's setting, the ratio is 1: clipping is inert,
-GSPO's gradient is that of `importance="token"`, and the policy term is a mean of
-advantages: near zero, which is no fault. `reward/*_std` says if there is something to
-learn.
+With one update per rollout, the paper's setting, the ratio is 1 where sampler and
+trainer agree: clipping is inert, GSPO's gradient is that of `importance="token"`, and
+the policy term is a mean of advantages: near zero, which is no fault. `reward/*_std`
+says if there is something to learn.
 """
 
 import dataclasses
@@ -52,14 +57,17 @@ class StepTokens:
     """What the loss needs of one generation step's tokens, beside the policy's logp.
 
     Attributes:
-        logp_old: log-probabilities under the policy that sampled, nats.
+        logp_old: log-probabilities before this rollout's updates, nats: as the sampler
+            had them, or as the trainer has.
         advantages: one number per rollout.
         weights: `token_weights` of the complete batch; 0 where nothing is learnt.
+        logp_sampler: the sampler's, where `logp_old` is the trainer's.
     """
 
     logp_old: jax.Array  # rows T
     advantages: jax.Array  # rows
     weights: jax.Array  # rows T
+    logp_sampler: jax.Array | None = None  # rows T
 
 
 def token_weights(
@@ -99,6 +107,9 @@ def weighted_loss(
     clip_high: float,
     kl_coef: float,
     importance: str,
+    dual_clip: float = 0.0,
+    correct_mismatch: float = 0.0,
+    logp_sampler: _F | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of some rollouts, and sums for the metrics: all add over micro-batches.
 
@@ -106,6 +117,10 @@ def weighted_loss(
     token's ratio pi/pi_old, equation (12), or for `sequence` the geometric mean of the
     rollout's ratios (GSPO). Equations (11) and (13). Tokens of weight 0 may hold
     anything, NaN included. Without `logp_ref` there is no KL.
+
+    With `dual_clip` c > 1, where A < 0: max(c A, the min above). With
+    `correct_mismatch` C > 0 the policy term of a token has the factor
+    min(exp(logp_old - logp_sampler), C).
 
     Raises:
         ValueError: an importance that does not exist.
@@ -119,14 +134,25 @@ def weighted_loss(
     elif importance != "token":
         raise ValueError(f"importance is {importance!r}; expected token or sequence")
     ratio = jnp.exp(log_ratio)
+    sampler = logp_old if logp_sampler is None else logp_sampler
     advantages = jnp.where(jnp.any(counts, axis=-1), advantages, 0.0)[..., None]
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
     objective = jnp.minimum(ratio * advantages, clipped * advantages)
     is_clipped = clipped * advantages < ratio * advantages
+    if dual_clip:
+        floor = dual_clip * advantages
+        bounded = (advantages < 0) & (objective < floor)
+        objective = jnp.where(bounded, floor, objective)
+        is_clipped = is_clipped | bounded
+    if correct_mismatch:
+        apart = jnp.where(counts, logp_old - sampler, 0.0)
+        factor = jnp.minimum(jnp.exp(apart), correct_mismatch)
+        objective = objective * jax.lax.stop_gradient(factor)
     sums = {
         "weight": jnp.sum(weights),
         "clip_fraction": jnp.sum(weights * is_clipped),
         "ratio_max": jnp.max(jnp.where(counts, ratio, 0.0)),
+        "mismatch": jnp.sum(weights * jnp.abs(jnp.where(counts, logp - sampler, 0.0))),
     }
     if logp_ref is not None:
         log_ref = jnp.where(counts, logp_ref - logp, 0.0)
@@ -170,6 +196,7 @@ def policy_loss(
     kl_coef: float,
     aggregation: str,
     importance: str,
+    dual_clip: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one step over a complete batch, and its metrics.
 
@@ -191,6 +218,7 @@ def policy_loss(
         clip_high=clip_high,
         kl_coef=kl_coef,
         importance=importance,
+        dual_clip=dual_clip,
     )
     return loss, means(sums)
 
@@ -206,6 +234,7 @@ def higrpo_loss(
     Returns the loss and sums for `means`, with `loss/<step>` among them. All three
     mappings have the steps' names as keys.
     """
+    low, high = cfg.clip_bounds
     total: Metrics = {}
     losses: Metrics = {}
     for name, tokens in steps.items():
@@ -215,10 +244,13 @@ def higrpo_loss(
             None if logp_ref is None else logp_ref[name],
             tokens.advantages,
             tokens.weights,
-            clip_low=cfg.clip_low,
-            clip_high=cfg.clip_high,
+            clip_low=low,
+            clip_high=high,
             kl_coef=cfg.kl_coef,
             importance=cfg.importance,
+            dual_clip=cfg.dual_clip,
+            correct_mismatch=cfg.correct_mismatch,
+            logp_sampler=tokens.logp_sampler,
         )
         losses[f"loss/{name}"] = loss
         total = add_sums(total, sums) if total else sums

@@ -14,7 +14,8 @@ this is `train.py`. Everything happens in one jitted function:
 
 With one update per rollout the policy that sampled is the one updated, so the ratio is
 1 up to rounding; the old log-probabilities are the sampler's all the same, so a sampler
-and a trainer that disagree show in `ratio_max`.
+and a trainer that disagree show in `mismatch` and `ratio_max`. Several
+updates on one batch may each take some of its prompts (`minibatches`).
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ar3d_jax import optim as optimisation
@@ -76,10 +78,13 @@ class ScoredRollouts:
         sequences: by step, `coarse` and `refined`: the sequences whose sampled tokens
             belong to that step, each of B * G rows, prompt-major.
         rewards: by step, float [B, G]; NaN where a score is missing.
+        logp_old: by step, the trainer's log-probabilities [B * G, T] before any update,
+            of `with_trainer_logp`; None: the sampler's count.
     """
 
     sequences: dict[str, tuple[Sequence, ...]]
     rewards: dict[str, Any]
+    logp_old: dict[str, Any] | None = None
 
 
 def optimiser(cfg: OptimConfig) -> optax.GradientTransformation:
@@ -105,15 +110,17 @@ def init_state(
     optim: OptimConfig,
     lora_config: LoraConfig | None = None,
     key: jax.Array | None = None,
+    keep: bool = True,
 ) -> TrainState:
     """The state before the first step.
 
     Moments are laid out like their parameters. Where all weights are trained, the state
-    has a copy of `policy`, which stays usable, as the reference for instance. With LoRA
-    it shares the frozen weights, and `policy` is gone once the state is donated.
+    has a copy of `policy`, which stays usable, as the reference for instance; without
+    `keep` there is no second copy, and `policy` is gone once the state is donated. So
+    it is with LoRA, whose state shares the frozen weights.
     """
     if lora_config is None or not lora_config.rank:
-        return _init_state(_copied(policy), optim)
+        return _init_state(_copied(policy) if keep else policy, optim)
     key = jax.random.key(0) if key is None else key
     return _init_state(lora.attach(policy, lora_config, key), optim)
 
@@ -160,6 +167,42 @@ def _floats_as(tree: Any, dtype: str) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def minibatches(
+    objective: ObjectiveConfig, prompts: int, key: jax.Array
+) -> list[jax.Array | None]:
+    """Which prompts each update of a batch learns from; None for all of them.
+
+    With `objective.minibatches` = m > 1 an update takes one of m parts, and each pass
+    over the batch has an order of its own.
+    """
+    updates, parts = objective.updates_per_rollout, objective.minibatches
+    if parts == 1:
+        return [None] * updates
+    passes = [
+        jax.random.permutation(jax.random.fold_in(key, number), prompts)
+        for number in range(updates // parts)
+    ]
+    return [part for order in passes for part in order.reshape(parts, -1)]
+
+
+def over_updates(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line for several updates of a batch, from the metrics of each, on the host.
+
+    Means of those that are numbers; of `ratio_max` the largest; `mismatch` of the first
+    that had tokens, because later ones hold what the updates changed.
+    """
+    line = {}
+    for name in metrics[0]:
+        values = np.array([of[name] for of in metrics])
+        there = values[np.isfinite(values)]
+        line[name] = there.mean() if there.size else np.nan
+        if name == "ratio_max":
+            line[name] = values.max()
+        if name == "mismatch" and there.size:
+            line[name] = there[0]
+    return line
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("vocab", "objective", "optim"),
@@ -169,6 +212,7 @@ def update_step(
     state: TrainState,
     reference: Decoder | None,
     rollouts: ScoredRollouts,
+    prompts: jax.Array | None = None,
     *,
     vocab: Vocab,
     objective: ObjectiveConfig,
@@ -177,32 +221,30 @@ def update_step(
     """The state after one step on `rollouts`, and its metrics.
 
     Metrics: `loss`, `loss/<step>`, `kl` (NaN without reference), `entropy`,
-    `clip_fraction`, `ratio_max`, `grad_norm` (before clipping), `reward/<step>_std`
-    (spread within groups of the reward that was trained on) and `groups_used` (prompts
-    whose group teaches something in one of its steps). Means are over the tokens that
-    count; NaN where none does.
+    `clip_fraction`, `ratio_max`, `mismatch` (mean distance of the policy's and the
+    sampler's log-probabilities, nats), `grad_norm` (before clipping),
+    `reward/<step>_std` (spread within groups of the reward that was trained on) and
+    `groups_used` (prompts whose group teaches something in one of its steps). Means are
+    over the tokens that count; NaN where none does.
 
     Args:
         state: donated.
         reference: the frozen policy of the KL term; not run where `kl_coef` is 0. None
             with LoRA: its frozen weights are that policy.
-        rollouts: sampled by `state.policy`.
+        rollouts: sampled by `state.policy`, or by what it was before other updates.
+        prompts: indices of those to learn from; None: all. Advantages are of all.
         vocab: which ids the segments sampled from.
         objective: the loss.
         optim: the optimiser.
     """
-    if objective.kl_coef == 0:
-        reference = None
-    elif reference is None:
-        reference = lora.base(state.policy)
-    steps, metrics = _tokens_of_steps(rollouts, objective)
-    gradient, loss, sums = _accumulate(
+    gradient, metrics = loss_gradient(
         state.policy,
         reference,
-        (rollouts.sequences, steps),
-        vocab,
-        objective,
-        optim.gradient_dtype,
+        rollouts,
+        prompts,
+        vocab=vocab,
+        objective=objective,
+        dtype=optim.gradient_dtype,
     )
     master, opt_state = optimisation.step(
         optimiser(optim),
@@ -210,8 +252,6 @@ def update_step(
         _floats_as(state.opt_state, optim.master_dtype),
         lora.trained(state.policy) if state.master is None else state.master,
     )
-    metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
-    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
     trained = _floats_as(master, state.policy.cfg.dtype)
     return TrainState(
         policy=lora.with_trained(state.policy, trained),
@@ -221,52 +261,122 @@ def update_step(
     ), metrics
 
 
-def _tokens_of_steps(
-    rollouts: ScoredRollouts, objective: ObjectiveConfig
-) -> tuple[dict[str, StepTokens], Metrics]:
-    """Advantages and weights, each [rows, ...] and on every device, by step."""
+def loss_gradient(
+    policy: Decoder,
+    reference: Decoder | None,
+    rollouts: ScoredRollouts,
+    prompts: jax.Array | None = None,
+    *,
+    vocab: Vocab,
+    objective: ObjectiveConfig,
+    dtype: str = "float32",
+) -> tuple[Any, Metrics]:
+    """Gradient of what is trained, in `dtype`, and metrics; all as in `update_step`.
+
+    To be called under `jax.jit`.
+    """
+    if objective.kl_coef == 0:
+        reference = None
+    elif reference is None:
+        reference = lora.base(policy)
+    rows, metrics = _rows_of_steps(rollouts, prompts, objective)
+    gradient, loss, sums = _accumulate(policy, reference, rows, vocab, objective, dtype)
+    metrics |= {"kl": jnp.float32(jnp.nan)} | means(sums)
+    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+    return gradient, metrics
+
+
+Rows = tuple[dict[str, tuple[Sequence, ...]], dict[str, StepTokens]]  # by step
+
+
+def _rows_of_steps(
+    rollouts: ScoredRollouts, prompts: jax.Array | None, objective: ObjectiveConfig
+) -> tuple[Rows, Metrics]:
+    """Sequences, advantages and weights of the chosen prompts' rows, by step."""
     steps: dict[str, StepTokens] = {}
     metrics: Metrics = {}
     used_in_steps = []
-    for name, sequences in rollouts.sequences.items():
-        rewards = _everywhere(rollouts.rewards[name])
+    group_size = next(iter(rollouts.rewards.values())).shape[1]
+    chosen = functools.partial(_of_prompts, prompts=prompts, group_size=group_size)
+    sequences = jax.tree.map(chosen, rollouts.sequences)
+    for name, parts in sequences.items():
+        rewards = _everywhere(jnp.asarray(rollouts.rewards[name]))
         valid = valid_rollouts(rewards, jnp.ones_like(rewards, bool))
         used = used_groups(rewards, valid)
-        sampled = _everywhere(jnp.concatenate([s.sampled for s in sequences], axis=1))
+        advantages = group_advantages(rewards, valid, std=objective.advantage_std)
+        sampled = _everywhere(jnp.concatenate([s.sampled for s in parts], axis=1))
         rows, length = sampled.shape
-        counts = (valid & used[:, None])[:, :, None]
-        mask = sampled.reshape(*rewards.shape, length) & counts
+        counts = chosen((valid & used[:, None]).reshape(-1))
+        mask = (sampled & counts[:, None]).reshape(-1, group_size, length)
+        sampler = jnp.concatenate([s.logp for s in parts], axis=1)
+        trainer = chosen(rollouts.logp_old[name]) if rollouts.logp_old else None
         steps[name] = StepTokens(
-            logp_old=jnp.concatenate([s.logp for s in sequences], axis=1),
-            advantages=group_advantages(rewards, valid).reshape(rows),
+            logp_old=sampler if trainer is None else trainer,
+            advantages=chosen(advantages.reshape(-1)),
             weights=token_weights(mask, objective.aggregation).reshape(rows, length),
+            logp_sampler=None if trainer is None else sampler,
         )
         metrics[f"reward/{name}_std"] = group_spread(rewards, valid)
         used_in_steps.append(used)
     metrics["groups_used"] = jnp.sum(functools.reduce(jnp.logical_or, used_in_steps))
-    return steps, metrics
+    return (sequences, steps), metrics
+
+
+def _of_prompts(x: jax.Array, prompts: jax.Array | None, group_size: int) -> jax.Array:
+    """The rows of some prompts; of all, as they are."""
+    if prompts is None:
+        return x
+    x = _everywhere(x).reshape(-1, group_size, *x.shape[1:])
+    return x[prompts].reshape(-1, *x.shape[2:])
+
+
+def with_trainer_logp(
+    rollouts: ScoredRollouts, policy: Decoder, vocab: Vocab, objective: ObjectiveConfig
+) -> ScoredRollouts:
+    """With what the trainer itself says of the sampled tokens, nats [rows, T] by step.
+
+    One forward pass over the batch: the price of `objective.correct_mismatch`.
+    """
+    logp = _trainer_logp(policy, rollouts.sequences, vocab, objective.micro_batch)
+    return dataclasses.replace(rollouts, logp_old=logp)
+
+
+@functools.partial(jax.jit, static_argnames=("vocab", "micro_batch"))
+def _trainer_logp(
+    policy: Decoder,
+    sequences: dict[str, tuple[Sequence, ...]],
+    vocab: Vocab,
+    micro_batch: int,
+) -> dict[str, jax.Array]:
+    def some(_: None, rows: Any) -> tuple[None, dict[str, jax.Array]]:
+        return None, _logp_of(policy, rows, vocab)[0]
+
+    _, logp = jax.lax.scan(some, None, _micro_batches(sequences, micro_batch))
+    return jax.tree.map(lambda x: _everywhere(x).reshape(-1, x.shape[-1]), logp)
+
+
+def _logp_of(
+    model: Decoder, sequences: dict[str, tuple[Sequence, ...]], vocab: Vocab
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """By step, log-probabilities and entropies of all its sequences side by side."""
+    logp, entropy = {}, {}
+    for name, parts in sequences.items():
+        values = [sequence_logp(model, part, vocab) for part in parts]
+        logp[name], entropy[name] = (
+            jnp.concatenate(x, axis=1) for x in zip(*values, strict=True)
+        )
+    return logp, entropy
 
 
 def _accumulate(
     policy: Decoder,
     reference: Decoder | None,
-    rows: tuple[dict[str, tuple[Sequence, ...]], dict[str, StepTokens]],
+    rows: Rows,
     vocab: Vocab,
     objective: ObjectiveConfig,
     dtype: str,
 ) -> tuple[Any, jax.Array, Metrics]:
     """Gradient of what is trained, in `dtype`, loss and metrics' sums."""
-
-    def recomputed(
-        model: Decoder, sequences: dict[str, tuple[Sequence, ...]]
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        logp, entropy = {}, {}
-        for name, parts in sequences.items():
-            values = [sequence_logp(model, part, vocab) for part in parts]
-            logp[name], entropy[name] = (
-                jnp.concatenate(x, axis=1) for x in zip(*values, strict=True)
-            )
-        return logp, entropy
 
     def loss_of(
         trained: Any,
@@ -274,14 +384,17 @@ def _accumulate(
         sequences: dict[str, tuple[Sequence, ...]],
         steps: dict[str, StepTokens],
     ) -> tuple[jax.Array, Metrics]:
-        logp, entropy = recomputed(lora.with_trained(policy, trained), sequences)
+        model = lora.with_trained(policy, trained)
+        logp, entropy = _logp_of(model, sequences, vocab)
         loss, sums = higrpo_loss(logp, logp_ref, steps, objective)
         weighted = [jnp.sum(steps[name].weights * entropy[name]) for name in steps]
         return loss, sums | {"entropy": functools.reduce(jnp.add, weighted)}
 
     def micro_batch(total: Any, rows: Any) -> tuple[Any, Any]:
         sequences, steps = rows
-        logp_ref = None if reference is None else recomputed(reference, sequences)[0]
+        logp_ref = None
+        if reference is not None:
+            logp_ref, _ = _logp_of(reference, sequences, vocab)
         value, gradient = jax.value_and_grad(loss_of, has_aux=True)(
             trained, logp_ref, sequences, steps
         )

@@ -13,6 +13,9 @@ function is one jitted program per (prompt length, prompts, G). Models that were
 to answer with a shape at once have `rollout_one_step`. One segment's loop is in
 `generate.py`, the sequences' layout in `policy/sequence.py`.
 
+With `rollout.refined_sees_coarse` (our own idea) line 3 is chat(x, LOW) v <mesh-start>
+t <mesh-end> <mesh-start> o: the refined shape may correct the coarse one.
+
 Not in the paper, our choices: a plan that has no end of turn by its last token gets one
 there, unsampled, so that what follows is always well-formed; shapes have no
 `<mesh-end>`, their length is known.
@@ -86,6 +89,8 @@ def rollout_refined(
 
     prompt, _, cache = run.prompt(prompts.low, prompts.low_valid, group_size)
     plan = Segment.given(plan.tokens, plan.valid)  # context here: sampled above
+    if cfg.refined_sees_coarse:
+        plan = side_by_side(plan, run.shape_seen(coarse))
     begin, hidden, cache = run.begin_shape(cache, plan)
     shape = run.shape(cache, hidden, "refined shape", shape_tokens)
     return local, run.sequence(prompt, plan, begin, shape, shape=3)
@@ -146,6 +151,17 @@ class _Run:
         return begin, *append(
             self.policy, self.layers, cache, added.tokens, added.valid
         )
+
+    def shape_seen(self, sequence: Sequence) -> Segment:
+        """A shape sampled before, as context: `<mesh-start>` t `<mesh-end>`."""
+        assert sequence.layout.shape, "a sequence without a sampled shape"
+        span = slice(*sequence.layout.shape)
+        tokens, valid = sequence.tokens[:, span], sequence.valid[:, span]
+        first, last = (
+            Segment.same(jnp.array([token]), tokens.shape[0])
+            for token in (self.vocab.mesh_start, self.vocab.mesh_end)
+        )
+        return side_by_side(first, Segment.given(tokens, valid), last)
 
     def plan(
         self, cache: Cache, hidden: jax.Array, name: str

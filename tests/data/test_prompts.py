@@ -116,6 +116,17 @@ def test_every_epoch_has_each_prompt_once_in_a_new_order(ten):
     assert take(PromptSource(ten, batch=5, seed=1), 2) != first
 
 
+def test_a_share_of_the_prompts_is_in_every_larger_share(ten):
+    def texts(share, seed):
+        rows = PromptSource(ten, batch=1, seed=seed, share=share).rows
+        return [row.texts[0] for row in rows]
+
+    some, more, every = (texts(share, 0) for share in (0.25, 0.6, 1.0))
+    assert (len(some), len(more), len(every)) == (3, 6, 10)
+    assert set(some) < set(more) < set(every)
+    assert texts(0.25, seed=7) == some != every[:3]
+
+
 def test_unshuffled_keeps_the_order_of_the_file(ten):
     source = PromptSource(ten, batch=4, seed=0, shuffle=False)
     assert [p.text for p in take(source, 1)] == [f"prompt {i}" for i in range(4)]

@@ -10,7 +10,9 @@
 | hang | never returns, and holds the interpreter: nothing else in the process runs |
 | anything else | a number from the views', the points' and the prompt's bytes |
 
-With STAND_IN_SCORES=smooth that number hardly changes where the object hardly does.
+With STAND_IN_SCORES=smooth that number hardly changes where the object hardly does;
+with STAND_IN_SCORES=equal it is the same for all objects of half of the prompts. A
+score takes STAND_IN_SECONDS.
 """
 
 import ctypes
@@ -18,6 +20,7 @@ import math
 import os
 import pathlib
 import signal
+import time
 import zlib
 
 from ar3d_jax.errors import UserError
@@ -48,7 +51,11 @@ class ObedientScorer:
             case ["hang"]:
                 pathlib.Path(os.environ["STAND_IN_DIR"], "hanging").touch()
                 ctypes.PyDLL(None).pause()  # PyDLL keeps the interpreter's lock
-        if os.environ.get("STAND_IN_SCORES") == "smooth":
+        time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
+        kind = os.environ.get("STAND_IN_SCORES")
+        if kind == "equal" and zlib.crc32(prompt.encode()) % 2:
+            return dict.fromkeys(roles, (0.5, None))
+        if kind == "smooth":
             return {role: (_smooth(views, prompt + role), None) for role in roles}
         content = views.tobytes() + points.tobytes() + prompt.encode()
         return {

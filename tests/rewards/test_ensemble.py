@@ -6,8 +6,19 @@ import sys
 import numpy as np
 import pytest
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, WeightsConfig, to_dict
-from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS, total_rewards
+from ar3d_jax.config import (
+    COARSE_ROLES,
+    REFINED_ROLES,
+    TABLE_ROLES,
+    WeightsConfig,
+    to_dict,
+)
+from ar3d_jax.rewards.ensemble import (
+    COARSE_DIVISORS,
+    REFINED_DIVISORS,
+    normalised,
+    total_rewards,
+)
 
 PAPER = to_dict(WeightsConfig())
 
@@ -91,7 +102,7 @@ def test_a_role_that_cannot_be_summed_is_named(weights, message):
 
 
 def test_the_roles_are_those_of_the_configuration():
-    assert tuple(COARSE_DIVISORS) == COARSE_ROLES
+    assert tuple(COARSE_DIVISORS) == COARSE_ROLES + TABLE_ROLES
     assert tuple(REFINED_DIVISORS) == REFINED_ROLES
 
 
@@ -101,3 +112,23 @@ def test_numpy_is_all_it_needs():
         "assert not {'jax', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_normalised_scores_weigh_the_same_whatever_their_range():
+    """A preference of -1 to 1 counts as much as an alignment of 1 to 5."""
+    preference = np.array([0.1, 0.2, 0.3, 0.4, 0.0, 0.0])
+    alignment = np.array([4.0, 1.0, 5.0, 2.0, 1.0, np.nan])
+    weights = {"coarse": {"preference": 1, "alignment": 1}, "refined": {}}
+    scores = {"preference": preference, "alignment": alignment}
+    high, low = total_rewards(scores, {}, weights, 0.0, normalise=2)
+    # Groups of two: each score is -1 or +1, up to eps.
+    np.testing.assert_allclose(high[:4], [0.0, 0.0, 0.0, 0.0], atol=4e-3)
+    assert high[4] == 0.0  # no spread, and one of two missing
+    assert np.isnan(high[5])
+    assert not low.any()
+
+
+def test_normalising_is_by_hand():
+    found = normalised({"parts": np.array([1.0, 3.0, np.nan, 5.0])}, 4, eps=0.0)
+    wanted = np.array([-2.0, 0.0, np.nan, 2.0]) / np.sqrt(8 / 3)
+    np.testing.assert_allclose(found["parts"], wanted)

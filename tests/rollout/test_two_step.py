@@ -47,6 +47,26 @@ def test_log_probabilities_equal_a_full_forward(mesh):
         )
 
 
+def test_log_probabilities_at_another_temperature_with_the_coarse_shape_in_sight():
+    """Our option: the refined shape after the coarse one's own tokens."""
+    policy, prompts = make_policy(), make_prompts()
+    cfg = dataclasses.replace(RUN, temperature=0.6, refined_sees_coarse=True)
+    coarse, local, refined = roll_out(policy, prompts, cfg)
+    for sequence in (coarse, local, refined):
+        logp, _ = LOGP(policy, sequence, vocab=VOCAB)
+        np.testing.assert_allclose(
+            np.asarray(sequence.logp), np.asarray(logp), rtol=1e-4, atol=1e-4
+        )
+    tokens, start = np.asarray(refined.tokens), refined.layout.shape[0]
+    seen = tokens[:, start - SHAPE - 3 : start]
+    shape = np.asarray(coarse.tokens)[:, slice(*coarse.layout.shape)]
+    np.testing.assert_array_equal(seen[:, 1:-2], shape)
+    marks = (VOCAB.mesh_start, VOCAB.mesh_end, VOCAB.mesh_start)
+    assert (seen[:, [0, -2, -1]] == marks).all()
+    assert np.asarray(refined.valid)[:, start - SHAPE - 3 : start].all()
+    assert not np.asarray(refined.sampled)[:, :start].any()
+
+
 def test_one_step_is_a_prompt_and_a_shape(mesh):
     policy, prompts = make_policy(), make_prompts()
     shapes = rollout_one_step(

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES
+from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.data.catalog import Catalog
 from ar3d_jax.rewards.sidecar import pictures
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks
 
-ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES))
+ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES + TABLE_ROLES))
 
 # Name of a condition -> (damage, strength, whether the prompt is another object's).
 CONDITIONS: dict[str, tuple[str, float, bool]] = {

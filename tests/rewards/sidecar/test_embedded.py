@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES
+from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import train_embedded
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
 
-ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES))
+ROLES = tuple(dict.fromkeys(COARSE_ROLES + REFINED_ROLES + TABLE_ROLES))
 RANGES = {
     "preference": (-1, 1),
     "alignment": (1, 5),
@@ -19,6 +19,8 @@ RANGES = {
     "quality": (3, 15),
     "consistency": (0, 3),
     "parts": (0, 2),
+    "align_lmm": (1, 5),
+    "consistency_shape": (0, 3),
 }
 WORDS = {"lamp": "lamp", "table": "table", "table lamp": "lamp", "bed": "bed"}
 
@@ -94,6 +96,16 @@ def test_only_what_is_asked_is_answered_and_the_same_each_time(scorer):
     together = scorer.score("a lamp", *things(), ROLES)
     for role in ROLES:
         assert scorer.score("a lamp", *things(), (role,)) == {role: together[role]}
+
+
+def test_what_table_1_alone_rewards(scorer):
+    """The mean match of all views; and shapes without their subject, with parts."""
+    found = {r: v for r, (v, _) in scorer.score("a lamp", *things(), ROLES).items()}
+    subject = (found["align_lmm"] - 1) / 4
+    assert found["align_lmm"] < found["alignment"]  # the mean, not the best view
+    assert found["consistency_shape"] == pytest.approx(
+        found["consistency"] - subject + found["parts"] / 2, abs=1e-6
+    )
 
 
 def test_an_empty_object_is_scored(scorer):

@@ -12,6 +12,8 @@ point classifier, trained on the catalog's training objects, give:
 | quality     | UnifiedReward 2.0 | alignment + coherence + style, best view; 3 to 15  |
 | consistency | Qwen2.5-VL        | subject + worst coherence + worst style; 0 to 3    |
 | parts       | ShapeLLM          | mean of existence + completeness of parts; 0 to 2  |
+| align_lmm   | Qwen2.5-VL        | 1 + 4 match, mean of the views; 1 to 5             |
+| consistency_shape | Qwen2.5-VL  | worst coherence + worst style + parts / 2; 0 to 3  |
 
 * *match*: how probable it is that view and prompt belong together, against a bank of
   captions of other classes and "no object";
@@ -162,8 +164,10 @@ class EmbeddedScorer:
             numbers = self._from_views(prompt, views, roles)
             if "category" in roles:
                 numbers["category"] = self._category(prompt, points)
-            if "parts" in roles:
+            if {"parts", "consistency_shape"} & set(roles):
                 numbers["parts"] = self._parts(prompt, points)
+            if "consistency_shape" in roles:
+                numbers["consistency_shape"] += numbers["parts"] / 2
         return {role: (numbers[role], None) for role in roles}
 
     def _from_views(
@@ -182,6 +186,8 @@ class EmbeddedScorer:
             "alignment": float(1 + 4 * match.max()),
             "quality": float((3 + 4 * (match + coherence + style)).max()),
             "consistency": float(match.mean() + worst),
+            "align_lmm": float(1 + 4 * match.mean()),
+            "consistency_shape": float(worst),  # of three terms; parts need the points
         }
 
     def _category(self, prompt: str, points: np.ndarray) -> float:

@@ -1,0 +1,216 @@
+"""Batches: dynamic sampling, overlap, paradigms, as the run sees them."""
+
+import dataclasses
+import json
+import time
+import zlib
+
+import jax
+import pytest
+
+from ar3d_jax import collect, train
+from ar3d_jax.config import LogConfig, ObjectiveConfig, RewardsConfig, RolloutConfig
+from ar3d_jax.metrics import RunLog
+from ar3d_jax.rewards.client import Scoring
+from tests.small_run import PROMPTS, small_config
+
+pytestmark = pytest.mark.usefixtures("egl")
+EQUAL = [text for text in PROMPTS if zlib.crc32(text.encode()) % 2]
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    """Trains in this process; (changes) -> the lines, each with its compilations."""
+    monkeypatch.setattr(Scoring, "sidecar_module", "tests.rewards.stand_in_sidecar")
+    monkeypatch.setenv("STAND_IN_DIR", str(tmp_path))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event)
+        if event == "/jax/core/compile/backend_compile_duration"
+        else None
+    )
+    counts = []
+    write = RunLog.write
+
+    def counting(log, step, values):
+        counts.append(len(compiled))
+        write(log, step, values)
+
+    monkeypatch.setattr(RunLog, "write", counting)
+
+    def run(name="run", **changes):
+        config = dataclasses.replace(small_config(weights), eval_every=0, **changes)
+        workdir = tmp_path / name
+        workdir.mkdir(exist_ok=True)
+        counts.clear()
+        train.main(config, str(workdir))
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        for line, before, after in zip(found[1:], counts, counts[1:], strict=False):
+            line["compilations"] = after - before
+        return found
+
+    yield run
+    jax.monitoring.clear_event_listeners()
+
+
+def test_every_update_is_full_and_nothing_is_compiled_anew(run, monkeypatch):
+    """Half of the prompts teach nothing; others take their places."""
+    assert 0 < len(EQUAL) < len(PROMPTS)
+    monkeypatch.setenv("STAND_IN_SCORES", "equal")
+    sampling = ObjectiveConfig(
+        micro_batch=2,
+        dynamic_sampling="no_spread",
+        max_resample=6,
+        resample_prompts=1,
+    )
+    lines = run(objective=sampling, steps=6)
+    assert [line["groups_used"] for line in lines] == [2] * 6
+    assert sum(line["groups_resampled"] for line in lines) >= 3
+    assert all(line["resample_rounds"] >= line["groups_resampled"] for line in lines)
+    # The first replaced group compiles its round and its merging; after that, nothing.
+    first = next(i for i, line in enumerate(lines) if line["groups_resampled"])
+    assert sum(line["compilations"] for line in lines[first + 2 :]) == 0
+    plain = run("plain", steps=6)
+    assert min(line["groups_used"] for line in plain) < 2
+
+
+def test_a_batch_that_cannot_be_filled_stays_and_says_so(
+    run, monkeypatch, capfd, tmp_path
+):
+    monkeypatch.setenv("STAND_IN_SCORES", "equal")
+    (tmp_path / "equal.txt").write_text("\n".join(EQUAL))
+    sampling = ObjectiveConfig(
+        micro_batch=2, dynamic_sampling="no_spread", max_resample=1, resample_prompts=2
+    )
+    lines = run(objective=sampling, steps=2, prompts=str(tmp_path / "equal.txt"))
+    assert [line["groups_used"] for line in lines] == [0, 0]
+    assert [line["resample_rounds"] for line in lines] == [1, 1]
+    assert not any(line["groups_resampled"] for line in lines)
+    assert all(line["kl"] is None for line in lines)
+    told = "".join(capfd.readouterr())
+    for step in (0, 1):
+        assert f"step {step}: no group has any spread of rewards" in told
+
+
+def test_scoring_is_hidden_behind_the_next_rollout(run, monkeypatch):
+    """With a sidecar that takes 2 s per batch, a step takes as long as the sidecar."""
+    # 2 prompts x 2 rollouts x 2 steps: 8 objects, 2 s.
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.25")
+    ahead_by_one = RolloutConfig(plan_tokens=4, prompt_tokens=(320,), ahead=1)
+    base = {"steps": 8, "checkpoint_every": 100, "log": LogConfig(samples_every=100)}
+    apart = run("apart", **base)
+    ahead = run("ahead", **base, rollout=ahead_by_one)
+    usual = slice(3, 7)  # without compiling, and without the last, which saves
+
+    def mean(lines, key):
+        values = [line[f"time/{key}"] for line in lines[usual]]
+        return sum(values) / len(values)
+
+    own = mean(ahead, "rollout") + mean(ahead, "codec") + mean(ahead, "update")
+    assert mean(ahead, "total") < 1.15 * max(own, 2.0)
+    assert mean(apart, "total") > mean(ahead, "total")
+
+
+def test_coarse_scoring_is_hidden_under_the_refined_rollout(run, monkeypatch):
+    """Refined shapes take longer than the coarse ones' scores: only theirs are left."""
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.25")  # 4 objects of each step: 1 s
+    sample = collect.sample_steps
+
+    def slowly(*args, **kwargs):
+        steps = sample(*args, **kwargs)
+        yield next(steps)
+        time.sleep(1.5)
+        yield from steps
+
+    monkeypatch.setattr(collect, "sample_steps", slowly)
+    lines = run(steps=4, checkpoint_every=100, log=LogConfig(samples_every=100))[1:]
+    waits = [line["time/score_wait"] for line in lines]
+    assert all(wait >= 0.9 for wait in waits)  # the refined objects' second
+    assert min(waits) < 1.5  # and not the coarse ones', which would make it two
+
+
+def test_the_parts_of_a_step_add_up_to_its_time(run):
+    long_plans = RolloutConfig(plan_tokens=64, prompt_tokens=(320,))
+    for line in run(steps=4, checkpoint_every=100, rollout=long_plans)[1:-1]:
+        parts = ("rollout", "codec", "score_wait", "update")
+        known = sum(line[f"time/{part}"] for part in parts)
+        assert line["time/rollout"] > 0.05 * line["time/total"]
+        assert 0.8 * line["time/total"] < known <= line["time/total"]
+
+
+VARIANTS = {
+    # One step without a plan, as everything that table 2 has, and off-policy.
+    "grpo": {
+        "paradigm": "grpo",
+        "rewards": RewardsConfig(points=64, ensemble="coarse", normalise_scores=True),
+        "rollout": RolloutConfig(plans=False, prompt_tokens=(8, 320)),
+        "objective": ObjectiveConfig(
+            micro_batch=2,
+            aggregation="sequence",
+            importance="sequence",
+            updates_per_rollout=4,
+            minibatches=2,
+            correct_mismatch=2.0,
+            dynamic_sampling="medium",
+            band_low=0.3,
+            band_high=0.7,
+            max_resample=1,
+            resample_prompts=1,
+            kl_coef=0.0,
+        ),
+    },
+    # Two steps, ahead of their scores, with a lambda that moves.
+    "ahead": {
+        "rollout": RolloutConfig(plan_tokens=4, prompt_tokens=(320,), ahead=1),
+        "objective": ObjectiveConfig(
+            micro_batch=2,
+            dynamic_sampling="off",
+            lam=0.0,
+            lam_steps=10,
+            dual_clip=3.0,
+            advantage_std="batch",
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
+    """Cut off at a checkpoint, with rollouts ahead and a band that has begun."""
+    loaded = []
+    load = train.load_models
+    monkeypatch.setattr(
+        train, "load_models", lambda *args: loaded.append(load(*args)) or loaded[-1]
+    )
+    changes = VARIANTS[name] | {"checkpoint_every": 15, "prompts_per_step": 2}
+    changes |= {"log": LogConfig(samples_every=100)}
+
+    def numbers(lines):
+        unlike = ("time/", "tokens_per_s/", "compilations")
+        return [
+            {k: v for k, v in line.items() if not k.startswith(unlike)}
+            for line in lines
+        ]
+
+    whole = run("whole", steps=18, **changes)
+    run("cut", steps=15, **changes)
+    resumed = run("cut", steps=18, **changes)
+    assert numbers(resumed) == numbers(whole)
+    last = whole[-1]
+    if name == "grpo":
+        assert sum(line["groups_resampled"] for line in whole) > 0
+        assert last["plan_tokens"] == 0
+        assert {key for key in last if key.startswith("reward/")} == {
+            "reward/shape",
+            "reward/shape_std",
+        }
+        assert last["kl"] is None  # no reference, and nothing that could be one
+        for models in loaded:
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(models.policy))
+        assert last["ratio_max"] > 1.0001  # off-policy
+    else:
+        # Before a checkpoint, and at the end, nothing is sampled ahead.
+        without = [line["step"] for line in whole if not line["time/rollout"]]
+        assert without == [14, 17]
+        assert max(line["ratio_max"] for line in whole[1:]) > 1.0001  # stale by one
