@@ -7,8 +7,8 @@ Every row of a table (`study_rows.py`) has the same prompts, seeds and steps. Af
 training the last policy is evaluated on the catalog's held-out objects by the judge,
 which is never a reward: that is what is compared, not rewards. Each finished run is a
 line of `--results`; runs that are there are not made again, whatever machine made them.
-At the end the table is printed, and written with `--markdown=FILE`; `--picture=FILE`
-draws the rewards and the judge's scores along the runs. One JSON line closes the
+At the end the table is printed, and written to the workdir, as Markdown and as CSV,
+beside a picture of rewards and judge's scores along the runs. One JSON line closes the
 output.
 
 The smallest detectable effect comes first: the difference of two rows' means that this
@@ -16,6 +16,7 @@ many seeds would find significant (5%, two-sided) with 80% power, by the spread 
 seeds, pooled over rows. Smaller ones are noise here, whatever they are in the paper.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -221,6 +222,32 @@ def _cell(values: Sequence[float], name: str) -> str:
     return text
 
 
+def write_csv(
+    rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path
+) -> None:
+    """A line per row and metric: mean, and standard error over seeds."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "metric", "seeds", "mean", "standard_error", "paper"])
+        for row in rows:
+            for metric in METRICS:
+                values = [r[metric] for r in found[row.name]]
+                error = (
+                    np.std(values, ddof=1) / np.sqrt(len(values)) if values[1:] else ""
+                )
+                paper = {"clip": row.clip, "kd": row.kd}.get(metric)
+                line = [row.label, metric, len(values), np.mean(values), error]
+                writer.writerow([*line, "" if paper is None else paper])
+
+
+def _smooth(curves: np.ndarray, width: int = 7) -> np.ndarray:
+    """The mean of [runs, steps], over `width` steps; what is missing is left out."""
+    there = np.isfinite(curves)
+    total = ndimage.uniform_filter1d(np.where(there, curves, 0.0).mean(axis=0), width)
+    share = ndimage.uniform_filter1d(there.mean(axis=0), width)
+    return total / np.maximum(share, 1e-9)
+
+
 def draw(rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path) -> None:
     """Rewards of the training prompts, and the judge's scores, along the runs."""
     figure, (rewards, judge) = plt.subplots(1, 2, figsize=(13, 5))
@@ -229,8 +256,7 @@ def draw(rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path) -> 
         if not results:
             continue
         curves = [list(r["rewards"].values())[-1] for r in results]
-        mean = np.nanmean(np.array(curves, float), axis=0)
-        rewards.plot(ndimage.uniform_filter1d(mean, 7), label=row.label)
+        rewards.plot(_smooth(np.array(curves, float)), label=row.label)
         steps = [int(step) for step in results[0]["judge"]]
         scores = np.array([list(r["judge"].values()) for r in results])
         error = (
@@ -241,8 +267,8 @@ def draw(rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path) -> 
     judge.set(title="CLIP score by the judge, held-out prompts", xlabel="step")
     judge.legend(fontsize=8)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
+    plt.close(figure)
 
 
 # --- the command ----------------------------------------------------------------------
@@ -260,7 +286,12 @@ def main(_: list[str]) -> None:
             f"no such table or figure: {number}; expected {', '.join(which)}"
         )
     rows = which[number]
-    results = Path(values.results)
+    results, workdir = Path(values.results), Path(values.workdir)
+    for folder in (results.parent, workdir):
+        with writing(folder):  # now rather than when hours are over
+            folder.mkdir(parents=True, exist_ok=True)
+    with writing(results):
+        results.open("a").close()
     known = _known(results)
     found: dict[str, list[Result]] = {row.name: [] for row in rows}
     runs = [(row, seed) for seed in range(values.seeds) for row in rows]
@@ -269,7 +300,7 @@ def main(_: list[str]) -> None:
         fields = run_fields(row, values)
         key = key_of(row, fields, values.preset, seed)
         if key not in known:
-            folder = Path(values.workdir) / key
+            folder = workdir / key
             known[key] = one_run(row, fields, values.preset, seed, folder)
             line = {"key": key, "row": row.name, "fields": fields, **known[key]}
             with writing(results), results.open("a") as file:
@@ -281,10 +312,13 @@ def main(_: list[str]) -> None:
             found[row.name].append(known[key])
     lines = table(rows, found)
     print("\n".join(lines))
-    if values.markdown:
-        Path(values.markdown).write_text("\n".join(lines) + "\n")
-    if values.picture:
-        draw(rows, found, Path(values.picture))
+    updates = values.updates_per_rollout
+    name = f"{'table' if values.table else 'figure'}_{number}_updates_{updates}"
+    with writing(workdir):
+        (workdir / f"{name}.md").write_text("\n".join(lines) + "\n")
+        write_csv(rows, found, workdir / f"{name}.csv")
+        draw(rows, found, workdir / f"{name}.png")
+    print(f"{workdir}/{name}.md, .csv and .png")
     means = {
         row.name: {
             m: round(float(np.mean([r[m] for r in found[row.name]])), 4)
@@ -297,10 +331,22 @@ def main(_: list[str]) -> None:
 
 
 def _known(path: Path) -> dict[str, Result]:
-    if not path.is_file():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
-    return {line["key"]: line for line in lines}
+    """Results by key.
+
+    Raises:
+        UserError: a line is no result, as after a machine that went down.
+    """
+    found = {}
+    for number, line in enumerate(path.read_text().split("\n"), 1):
+        try:
+            if line:
+                result = json.loads(line)
+                found[result["key"]] = result
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}, is not a finished run ({error}): remove it"
+            ) from error
+    return found
 
 
 def _define_flags() -> None:
@@ -312,12 +358,10 @@ def _define_flags() -> None:
     flags.DEFINE_integer("prompts_per_step", 4, "in every run; 0: the preset's", 0)
     flags.DEFINE_integer("updates_per_rollout", 1, "in every run", 1)
     flags.DEFINE_integer("minibatches", 1, "with several updates: parts of a batch", 1)
-    flags.DEFINE_string("workdir", "runs/study", "folder of the trainings")
+    flags.DEFINE_string("workdir", "runs/study", "folder of trainings and tables")
     flags.DEFINE_string(
         "results", "docs/study.jsonl", "file with a line per finished run"
     )
-    flags.DEFINE_string("markdown", "", "file to write the table to")
-    flags.DEFINE_string("picture", "", "file to draw curves to")
 
 
 if __name__ == "__main__":

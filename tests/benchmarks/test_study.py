@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from scipy import stats
 
 from ar3d_jax import command
 from ar3d_jax.config import Config, to_dict
+from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS
 from ar3d_jax.rewards.sidecar.scorers import embedded
 from benchmarks import study, study_rows
@@ -179,40 +181,78 @@ def test_the_smallest_detectable_effect_is_that_of_a_power_analysis():
     assert np.isnan(study.detectable([[1.0], [2.0]]))
 
 
-def test_finished_runs_are_not_made_again(tmp_path, monkeypatch, capsys):
-    """Killed after the second run, the same command makes the third."""
+@pytest.fixture
+def study_of(tmp_path):
+    """Runs `study.main` with flags, in the test's folder."""
+
+    def call(*words):
+        if "table" not in flags.FLAGS:
+            study._define_flags()
+        flags.FLAGS.unparse_flags()
+        for name in ("table", "figure", "results", "workdir", "seeds"):
+            flags.FLAGS[name].unparse()
+        places = [f"--results={tmp_path / 'r.jsonl'}", f"--workdir={tmp_path / 'w'}"]
+        flags.FLAGS(["study", *places, *words])
+        study.main([])
+
+    return call
+
+
+def result(seed, clip):
+    return {
+        "seed": seed,
+        "clip": clip,
+        "kd": 0.1,
+        "iou": 0.2,
+        "overlap": 0.3,
+        "rewards": {"reward/shape": [1.0, None, 3.0]},
+        "judge": {"0": 40.0, "3": clip},
+    }
+
+
+def test_finished_runs_are_not_made_again(study_of, tmp_path, monkeypatch, capsys):
+    """Killed after the second run, the same command makes the others."""
     made = []
 
     def one_run(row, fields, preset, seed, folder):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append((row.name, seed))
-        return {"clip": 1.0 + seed, "kd": 0.1, "iou": 0.2, "overlap": 0.3}
+        return result(seed, 42.0 + seed)
 
     monkeypatch.setattr(study, "one_run", one_run)
-    arguments = [
-        "study",
-        "--table=3",
-        "--seeds=1",
-        f"--results={tmp_path / 'r.jsonl'}",
-        f"--workdir={tmp_path}",
-    ]
-    from absl import flags
-
-    if "table" not in flags.FLAGS:
-        study._define_flags()
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS(arguments)
     with pytest.raises(KeyboardInterrupt):
-        study.main([])
+        study_of("--table=3", "--seeds=2")
     assert made == [("base_direct", 0), ("base", 0)]
     monkeypatch.setattr(
         study,
         "one_run",
-        lambda row, *_: made.append(row.name) or dict.fromkeys(study.METRICS, 1.0),
+        lambda row, fields, preset, seed, folder: made.append((row.name, seed))
+        or result(seed, 43.0 + seed),
     )
-    study.main([])
-    assert made[2:] == ["without", "with"]
-    assert (
-        "| GRPO with plan | 24 | - | 1.00 | 1.00 | 1.000 |" in capsys.readouterr().out
-    )
+    study_of("--table=3", "--seeds=2")
+    assert made[2:] == [("without", 0), ("with", 0), ("without", 1), ("with", 1)]
+    told = capsys.readouterr().out
+    assert "| GRPO with plan | 24 | - | 43.50 ± 0.50 | 0.10 ± 0.00 |" in told
+    folder = tmp_path / "w"
+    assert (folder / "table_3_updates_1.md").read_text() in told
+    assert (folder / "table_3_updates_1.png").stat().st_size > 10_000
+    lines = (folder / "table_3_updates_1.csv").read_text().splitlines()
+    assert lines[0] == "row,metric,seeds,mean,standard_error,paper"
+    assert "GRPO with plan,clip,2,43.5,0.5,24.0" in lines
+    assert '"before training, plan and shape",clip,1,42.0,,22.7' in lines
+
+
+def test_a_study_says_what_it_cannot_do_before_it_trains(study_of, tmp_path):
+    (tmp_path / "file").touch()
+    for words, message in (
+        ((), "expected one of --table="),
+        (("--table=9",), "no such table or figure: 9; expected 1, 2, 3"),
+        (("--table=3", f"--results={tmp_path}"), "cannot write .*; choose a file"),
+        (("--table=3", f"--workdir={tmp_path}/file"), "cannot write .*/file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            study_of(*words)
+    (tmp_path / "r.jsonl").write_text('{"key": "a"}\n{"key": "b", "cl')
+    with pytest.raises(UserError, match=r"line 2, is not a finished run .*: remove it"):
+        study_of("--table=3")
