@@ -1,5 +1,6 @@
 """Command lines, good and bad."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_overrides_of_every_type():
     assert config.rollout.prompt_tokens == (64,)
     assert (config.log.tensorboard, config.policy.tied) == (False, True)
     assert config.policy.scan_decode is True
+
+
+def readme_algorithms():
+    """(what, config file, fields) of each row of README's table."""
+    text = (ROOT / "README.md").read_text().split("## Algorithms")[1].split("\n## ")[0]
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| wanted"):
+            what, fields = line.strip("| ").split(" | ")
+            name = "grpo" if "configs/grpo.py" in what else "higrpo"
+            yield pytest.param(name, re.findall(r"`([^`]+)`", fields), id=what)
+
+
+@pytest.mark.parametrize(("name", "fields"), [*readme_algorithms()])
+def test_every_algorithm_that_the_readme_names_is_a_config(name, fields):
+    default = config_of(f"--config={ROOT}/configs/{name}.py")
+    words = [f"--config.{field}" for field in fields]
+    config = config_of(f"--config={ROOT}/configs/{name}.py", *words)
+    for field in fields:
+        section, _, leaf = field.split("=")[0].partition(".")
+        values = [getattr(getattr(c, section), leaf) for c in (config, default)]
+        assert values[0] != values[1] or leaf == "lam_end", field
 
 
 def test_the_last_config_and_the_last_value_win():
