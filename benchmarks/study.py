@@ -214,7 +214,7 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
 
 
 def _cell(values: Sequence[float], name: str) -> str:
-    digits = {"clip": 2, "kd": 2}.get(name, 3)
+    digits = {"clip": 2}.get(name, 3)
     text = f"{np.mean(values):.{digits}f}"
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))

@@ -233,7 +233,7 @@ def test_finished_runs_are_not_made_again(study_of, tmp_path, monkeypatch, capsy
     study_of("--table=3", "--seeds=2")
     assert made[2:] == [("without", 0), ("with", 0), ("without", 1), ("with", 1)]
     told = capsys.readouterr().out
-    assert "| GRPO with plan | 24 | - | 43.50 ± 0.50 | 0.10 ± 0.00 |" in told
+    assert "| GRPO with plan | 24 | - | 43.50 ± 0.50 | 0.100 ± 0.000 |" in told
     folder = tmp_path / "w"
     assert (folder / "table_3_updates_1.md").read_text() in told
     assert (folder / "table_3_updates_1.png").stat().st_size > 10_000
