@@ -38,7 +38,7 @@ from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.sequence import Sequence
 from ar3d_jax.rewards.client import Scores, Scoring
 from ar3d_jax.rewards.ensemble import total_rewards
-from ar3d_jax.sharding import fold_in_name
+from ar3d_jax.sharding import fold_in_name, shared_equally
 
 ByRole = dict[str, np.ndarray]  # a score's values, one per row
 
@@ -132,8 +132,7 @@ class Collector:
         count = config.prompts_per_step
         if again:
             count = config.objective.resample_prompts or count
-            mesh = jax.sharding.get_mesh().shape
-            count += -count % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
+            count = shared_equally(count)
         position = self._source.get_state()
         texts = [prompt.text for prompt in self._source.take(count)]
         per_row = [text for text in texts for _ in range(group)]

@@ -52,7 +52,7 @@ from ar3d_jax.generate import (
 from ar3d_jax.models import Models, check_length, decode_rows, load_models
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.feature_sets import find_networks
-from ar3d_jax.sharding import make_mesh
+from ar3d_jax.sharding import make_mesh, shared_equally
 
 BASE = "base"  # the policy before training, in --compare and in reports
 
@@ -243,8 +243,7 @@ def _sample_batch(
     if not fitting:
         return
     texts = [item.caption for item in fitting]
-    mesh = jax.sharding.get_mesh().shape
-    batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
+    batch = shared_equally(batch)
     filled = texts + texts[-1:] * (batch - len(texts))  # one compiled program
     plans, codes = sample_shapes(models, policy, filled, key, system.config)
     logits = {

@@ -42,7 +42,7 @@ from ar3d_jax.models import (
 from ar3d_jax.policy import lora
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.rewards.client import Scoring
-from ar3d_jax.sharding import make_mesh
+from ar3d_jax.sharding import make_mesh, shared_equally
 
 BATCH = 8  # prompts sampled at once; our choice: fits small machines
 
@@ -65,8 +65,7 @@ def generate_objects(
     All hosts sample together; the first one draws, the others return nothing.
     """
     texts = [prompt.text for prompt in prompts]
-    mesh = jax.sharding.get_mesh().shape
-    batch += -batch % (mesh["data"] * mesh["fsdp"])  # devices share the prompts
+    batch = shared_equally(batch)
     filled = texts + texts[-1:] * (batch - len(texts))
     plans, codes = sample_shapes(models, policy, filled, key, config, group_size)
     rows = np.arange(len(texts)) * group_size

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from collections.abc import Sequence as Texts
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -139,9 +140,18 @@ def check_length(tokenizer: Tokenizer, texts: Texts[str], cfg: RolloutConfig) ->
     Raises:
         UserError: one is too long.
     """
-    if not cfg.plans:
-        return chat.encode_direct(tokenizer, texts, cfg.prompt_tokens)[0].shape[1]
-    return chat.encode(tokenizer, texts, cfg.prompt_tokens).high.shape[1]
+    return _encode(tokenizer, texts, cfg)[1]
+
+
+def _encode(
+    tokenizer: Tokenizer, texts: Texts[str], cfg: RolloutConfig
+) -> tuple[Any, int]:
+    """Prompts as a rollout takes them, with a plan or without, and their length."""
+    if cfg.plans:
+        prompts = chat.encode(tokenizer, texts, cfg.prompt_tokens)
+        return prompts, prompts.high.shape[1]
+    direct = chat.encode_direct(tokenizer, texts, cfg.prompt_tokens)
+    return direct, direct[0].shape[1]
 
 
 def sample_steps(
@@ -162,18 +172,16 @@ def sample_steps(
     Raises:
         UserError: a prompt is too long.
     """
+    prompts, length = _encode(models.tokenizer, texts, cfg)
     # Programs are told the length that there is, not which others there could be: who
     # allows different lengths shares what is compiled.
-    width = check_length(models.tokenizer, texts, cfg)
-    cfg = dataclasses.replace(cfg, prompt_tokens=(width,))
+    cfg = dataclasses.replace(cfg, prompt_tokens=(length,))
     sizes = {"group_size": group_size, "shape_tokens": models.codec.config.tokens}
     arguments = (cfg, models.vocab, key)
     if not cfg.plans:
-        prompts = chat.encode_direct(models.tokenizer, texts, cfg.prompt_tokens)
         shapes = rollout_one_step(policy, *prompts, *arguments, **sizes)
         yield StepSample("shape", (shapes,), "")
         return
-    prompts = chat.encode(models.tokenizer, texts, cfg.prompt_tokens)
     coarse, cache = rollout_coarse(policy, prompts, *arguments, **sizes)
     if paradigm == "grpo":
         yield StepSample("shape", (coarse,), "global")

@@ -61,6 +61,12 @@ VALUES_BKSH = P(BATCH, "tp", None, None)
 SCORES_BKQTS = P(BATCH, "tp", None, None, None)
 
 
+def shared_equally(count: int) -> int:
+    """`count` prompts, or as many more as the current mesh's BATCH axes can share."""
+    mesh = jax.sharding.get_mesh().shape
+    return count + -count % math.prod(mesh[axis] for axis in BATCH)
+
+
 def make_mesh(
     fsdp: int = 1,
     tp: int = 1,

@@ -5,7 +5,7 @@
 One shape per rollout, after one plan, rewarded by one ensemble: `refined` unless
 `--config.rewards.ensemble=coarse`. `--config.rollout.plans=false` leaves out the plan.
 `:7b` is the same at the paper's size. All else is as in configs/higrpo.py, without what
-AR3D-R1's recipe adds (docs/study.md has every row of the tables as a command).
+AR3D-R1's recipe adds (docs/study_commands.md has every row of the tables as a command).
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ Hi-GRPO, the last row of table 6, is
 
     --config.objective.dynamic_sampling=off --config.objective.clip_high=0.2
 
-and docs/study.md has all rows of the paper's tables.
+and docs/study_commands.md has all rows of the paper's tables.
 """
 
 import ml_collections

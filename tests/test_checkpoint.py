@@ -240,6 +240,8 @@ def run_child(folder, size):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As this process has it, so that both round alike.
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )
 
 
@@ -257,9 +259,9 @@ def test_kill_while_saving_leaves_the_one_before(tmp_path):
         checkpoints.save(restored, 4, {})
     assert step in (2, 3)
     assert extras == {"position": step}
-    # The child's program may round otherwise.
-    expected = jax.random.normal(jax.random.key(step), (size,))
-    np.testing.assert_allclose(restored["x"], expected, atol=1e-5)
+    np.testing.assert_array_equal(
+        restored["x"], jax.random.normal(jax.random.key(step), (size,))
+    )
     assert not [p for p in tmp_path.iterdir() if "tmp" in p.name]
 
 

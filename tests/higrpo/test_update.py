@@ -251,6 +251,8 @@ def test_the_mesh_changes_nothing(monkeypatch):
     """Loss, gradient (as AdamW's first moment) and layouts."""
     four = dataclasses.replace(SMALL, kv_heads=4, heads=8)  # tp=4 needs four
     monkeypatch.setitem(globals(), "SMALL", four)
+    # AdamW divides: where a gradient is hardly more than rounding, eps hides that.
+    monkeypatch.setitem(globals(), "OPTIM", dataclasses.replace(OPTIM, eps=1e-6))
     objective = dataclasses.replace(OBJECTIVE, micro_batch=8)
     outcomes = []
     for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
@@ -270,8 +272,7 @@ def test_the_mesh_changes_nothing(monkeypatch):
     for metrics, moments, policy in outcomes[1:]:
         assert_close(metrics, first[0], rtol=1e-5, atol=1e-5)
         assert_close(moments, first[1], rtol=1e-5, atol=1e-6)
-        # AdamW divides: where a gradient is hardly more than rounding, that shows.
-        assert_close(policy, first[2], atol=2e-5)
+        assert_close(policy, first[2], atol=5e-6)
 
 
 @pytest.mark.parametrize(
