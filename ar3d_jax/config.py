@@ -706,16 +706,12 @@ class Config:
     @property
     def used_rewards(self) -> RewardsConfig:
         """The rewards, without the weights of an ensemble that no step is scored by."""
-        weights = {
-            step: getattr(self.rewards.weights, step)
-            if step in self._ensembles
-            else dataclasses.replace(
-                getattr(self.rewards.weights, step),
-                **dict.fromkeys(self.rewards.roles(step), 0.0),
-            )
-            for step in ("coarse", "refined")
-        }
-        return dataclasses.replace(self.rewards, weights=WeightsConfig(**weights))
+        weights = self.rewards.weights
+        for step in {"coarse", "refined"} - set(self._ensembles):
+            none = dict.fromkeys(self.rewards.roles(step), 0.0)
+            off = dataclasses.replace(getattr(weights, step), **none)
+            weights = dataclasses.replace(weights, **{step: off})
+        return dataclasses.replace(self.rewards, weights=weights)
 
     def _check_mesh(self) -> None:
         """Raises UserError where devices cannot share something equally."""

@@ -97,6 +97,9 @@ def one_run(
         flags_ = [f"--config.{name}={value}" for name, value in fields.items()]
         where = [f"--config={row.config}:{preset}", f"--workdir={trained}"]
         _command("train", [*where, f"--config.seed={seed}", *flags_], folder)
+        done = len(_lines(trained / "metrics.jsonl"))
+        if done < int(str(fields["steps"])):  # a signal ends it with status 0
+            raise UserError(f"{trained} was stopped after {done} steps: start again")
         evaluated.append(f"--checkpoint={trained}")
     _command("evaluate", evaluated, folder)
     report = json.loads((folder / "evaluation" / "report.json").read_text())
@@ -127,16 +130,10 @@ def _command(module: str, arguments: Sequence[str], folder: Path) -> None:
 
 def _curves(workdir: Path) -> Result:
     """Along the run: rewards, the judge's scores, groups, seconds."""
-    lines = [
-        json.loads(x) for x in (workdir / "metrics.jsonl").read_text().split("\n") if x
-    ]
+    lines = _lines(workdir / "metrics.jsonl")
     rewards = [name for name in lines[0] if name.startswith("reward/")]
     means = [name for name in rewards if not name.endswith("_std")]
-    judged = [
-        json.loads(x)
-        for x in (workdir / "evaluations.jsonl").read_text().split("\n")
-        if x
-    ]
+    judged = _lines(workdir / "evaluations.jsonl")
     last = "refined" if "eval/refined/clip_score" in judged[0] else "shape"
     return {
         "rewards": {name: [line[name] for line in lines] for name in means},
@@ -147,6 +144,10 @@ def _curves(workdir: Path) -> Result:
         "resample_rounds": _mean(lines, "resample_rounds"),
         "seconds": round(float(np.median([line["time/total"] for line in lines])), 2),
     }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -198,16 +199,13 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     first = np.mean(groups[0])
+    least = stats.t.ppf(1 - LEVEL / 2, degrees) * error  # that is significant
     for row in rows:
         cells = [_cell([r[name] for r in found[row.name]], name) for name in METRICS]
         paper = ["-" if x is None else f"{x:g}" for x in (row.clip, row.kd)]
         apart = np.mean([r["clip"] for r in found[row.name]]) - first
-        text = "" if row not in trained[1:] else f"{apart:+.2f} ± {error:.2f}"
-        if (
-            text
-            and degrees
-            and abs(apart) > stats.t.ppf(1 - LEVEL / 2, degrees) * error
-        ):
+        text = f"{apart:+.2f} ± {error:.2f}" if row in trained[1:] else ""
+        if text and degrees and abs(apart) > least:
             text = f"**{text}**"
         lines.append(f"| {' | '.join([row.label, *paper, *cells, text])} |")
     return lines
@@ -216,10 +214,7 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
 def _cell(values: Sequence[float], name: str) -> str:
     digits = {"clip": 2}.get(name, 3)
     text = f"{np.mean(values):.{digits}f}"
-    if len(values) > 1:
-        error = np.std(values, ddof=1) / np.sqrt(len(values))
-        text += f" ± {error:.{digits}f}"
-    return text
+    return f"{text} ± {stats.sem(values):.{digits}f}" if values[1:] else text
 
 
 def write_csv(
@@ -232,9 +227,7 @@ def write_csv(
         for row in rows:
             for metric in METRICS:
                 values = [r[metric] for r in found[row.name]]
-                error = (
-                    np.std(values, ddof=1) / np.sqrt(len(values)) if values[1:] else ""
-                )
+                error = stats.sem(values) if values[1:] else ""
                 paper = {"clip": row.clip, "kd": row.kd}.get(metric)
                 line = [row.label, metric, len(values), np.mean(values), error]
                 writer.writerow([*line, "" if paper is None else paper])
@@ -259,9 +252,7 @@ def draw(rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path) -> 
         rewards.plot(_smooth(np.array(curves, float)), label=row.label)
         steps = [int(step) for step in results[0]["judge"]]
         scores = np.array([list(r["judge"].values()) for r in results])
-        error = (
-            scores.std(axis=0, ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0
-        )
+        error = stats.sem(scores) if len(scores) > 1 else 0
         judge.errorbar(steps, scores.mean(axis=0), error, capsize=3, label=row.label)
     rewards.set(title="reward, training prompts (scales differ)", xlabel="step")
     judge.set(title="CLIP score by the judge, held-out prompts", xlabel="step")

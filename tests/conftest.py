@@ -27,13 +27,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tests are tiny and compile much, and half of that is optimising: not in this process.
-_flags = os.environ.get("XLA_FLAGS")
-os.environ["XLA_FLAGS"] = f"{_flags or ''} --xla_backend_optimization_level=0"
-jax.devices()  # reads the flags
-if _flags is None:
-    del os.environ["XLA_FLAGS"]
-else:
-    os.environ["XLA_FLAGS"] = _flags
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0", prepend=" ")
+    jax.devices()  # reads the flags
 
 # The same examples in every run, and no time limit on a busy machine.
 hypothesis.settings.register_profile(

@@ -271,9 +271,10 @@ def loss_gradient(
     objective: ObjectiveConfig,
     dtype: str = "float32",
 ) -> tuple[Any, Metrics]:
-    """Gradient of what is trained, in `dtype`, and metrics; all as in `update_step`.
+    """The gradient of equation (14)'s loss, and the metrics of `update_step`.
 
-    To be called under `jax.jit`.
+    The gradient is a tree like `lora.trained(policy)`, in `dtype`; arguments are as in
+    `update_step`. To be called under `jax.jit`.
     """
     if objective.kl_coef == 0:
         reference = None

@@ -256,3 +256,19 @@ def test_a_study_says_what_it_cannot_do_before_it_trains(study_of, tmp_path):
     (tmp_path / "r.jsonl").write_text('{"key": "a"}\n{"key": "b", "cl')
     with pytest.raises(UserError, match=r"line 2, is not a finished run .*: remove it"):
         study_of("--table=3")
+
+
+def test_a_training_that_was_stopped_is_no_result(tmp_path, monkeypatch):
+    """A signal ends a training with status 0, before its last step."""
+    commands = []
+
+    def command_of(module, arguments, folder):
+        commands.append(module)
+        (folder / "run").mkdir(parents=True)
+        (folder / "run" / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+
+    monkeypatch.setattr(study, "_command", command_of)
+    row = TABLES["3"][-1]
+    with pytest.raises(UserError, match="run was stopped after 2 steps: start again"):
+        study.one_run(row, {"steps": 3}, "tiny", 0, tmp_path)
+    assert commands == ["train"]
