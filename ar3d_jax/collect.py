@@ -264,7 +264,7 @@ class Collector:
         reason, times = Counter(why).most_common(1)[0]
         line = f"{len(why)} scores are missing; {times} because {reason}"
         if self._config.rewards.on_failure == "stop":
-            raise UserError(f"{line}: rewards.on_failure is stop; drop leaves them out")
+            raise UserError(f"{line}: rewards.on_failure is stop; mask leaves them out")
         self._say(line)
 
 

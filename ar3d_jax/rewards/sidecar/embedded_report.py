@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
+from ar3d_jax.config_rewards import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.data.catalog import Catalog
 from ar3d_jax.rewards.sidecar import pictures
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks

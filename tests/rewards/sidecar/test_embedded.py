@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
+from ar3d_jax.config_rewards import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import train_embedded
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
