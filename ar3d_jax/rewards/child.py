@@ -26,6 +26,7 @@ class Child:
     Attributes:
         name: for messages, "sidecar" or "render worker 0".
         hello: its first message, or None while it is starting.
+        about: the scorers, as the sidecar says.
         deadline: when a start counts as failed, in `time.monotonic` seconds.
         outstanding: what was asked and not yet answered, oldest first.
     """
@@ -44,6 +45,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self.channel: wire.Channel
         self.hello: dict[str, Any] | None = None
+        self.about: dict[str, Any] = {}
         self.deadline = 0.0
         self.failed_starts = 0
         self.outstanding: collections.deque[Any] = collections.deque()

@@ -6,8 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from ar3d_jax.config import WeightsConfig, to_dict
-from ar3d_jax.config_rewards import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
+from ar3d_jax.config import to_dict
+from ar3d_jax.config_rewards import (
+    COARSE_ROLES,
+    REFINED_ROLES,
+    TABLE_ROLES,
+    WeightsConfig,
+)
 from ar3d_jax.rewards.ensemble import (
     COARSE_DIVISORS,
     REFINED_DIVISORS,

@@ -78,7 +78,7 @@ def score_all(
         points = drawn.points[row].astype(np.float32)
         points = points if np.ptp(points) > 0 else points[:0]  # nothing was drawn
         started = time.perf_counter()
-        answer = scorer.score(text, views, points, ROLES)
+        answer = scorer.score_object(text, views, points, ROLES)
         seconds.append(time.perf_counter() - started)
         scores.append([answer[role][0] for role in ROLES])
     means = np.mean(scores, axis=0)

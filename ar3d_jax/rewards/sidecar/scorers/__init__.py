@@ -91,6 +91,14 @@ class Scorer(Protocol):
         """
         ...
 
+    def wake(self) -> None:
+        """Called before a batch: brings the model to its device, if it is not there."""
+        ...
+
+    def rest(self) -> None:
+        """Gives the device's memory back, until `wake`; `rewards.residency=turns`."""
+        ...
+
     def close(self) -> None:
         """Called once, when the run ends in an orderly way."""
         ...
