@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from ar3d_jax.config import RewardsConfig, ScorersConfig
+from ar3d_jax.config_rewards import RewardsConfig, ScorersConfig
 from ar3d_jax.rewards.sidecar import panel, scorers
 
 WHITE = np.full((1, 2, 2, 3), 255, np.uint8)
@@ -101,7 +101,10 @@ def judge(seats, subjects, patience=30.0, then=None):
         deadline = time.monotonic() + patience
         async with asyncio.TaskGroup() as group:
             for each in subjects:
-                tell = lambda found, each=each: told.append((each.prompt, found))
+
+                def tell(found, prompt=each.prompt):
+                    told.append((prompt, found))
+
                 group.create_task(seats.judge(each, deadline, tell))
             if then:
                 group.create_task(then(told))
