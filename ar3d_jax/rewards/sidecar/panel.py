@@ -114,7 +114,10 @@ class Desk:
 
     async def close(self) -> None:
         """Waits for the batch under way, then closes the scorer."""
-        self._thread.shutdown(cancel_futures=True)
+        self._queue.clear()
+        if self._work:
+            await self._work
+        self._thread.shutdown()
         self._scorer.close()
 
 

@@ -58,18 +58,17 @@ class Batcher:
 
 
 class Correspondent:
-    """Answers when it is told to, and knows how many wait at a time."""
+    """Answers when it is let, where it has mail to wait for."""
 
     about = scorers.About("elsewhere", "2", "there")
 
     def __init__(self):
-        self.waiting = self.most = 0
+        self.waiting = 0
         self.mail = None
         self.closed = False
 
     async def ask(self, subject, deadline):
         self.waiting += 1
-        self.most = max(self.most, self.waiting)
         if self.mail:
             await self.mail.wait()
         self.waiting -= 1
@@ -156,16 +155,19 @@ def test_a_slow_scorer_holds_up_nobody_else(seated):
     make, members = seated
     slow = members["shapellm"]
     slow.open.clear()
+    elsewhere = members["qwen_vl"]
 
     async def let_go(told):
+        await until(lambda: elsewhere.waiting == 6)  # side by side
+        elsewhere.mail.set()
         await until(lambda: len(told) == 12)  # both others' answers of all six
         slow.open.set()
 
     roles = ("preference", "category", "parts")
+    elsewhere.mail = asyncio.Event()
     told = judge(make(), [subject(str(i), *roles) for i in range(6)], then=let_go)
     assert [set(found) for _, found in told[12:]] == [{"parts"}] * 6
-    assert members["qwen_vl"].most == 6  # side by side
-    assert members["qwen_vl"].closed
+    assert elsewhere.closed
 
 
 def test_a_failure_stays_inside_its_scorer_and_its_batch(seated, capfd):
