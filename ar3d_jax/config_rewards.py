@@ -247,10 +247,15 @@ class RewardsConfig:
                     )
 
     def loaded(self) -> dict[str, tuple[str, ...]]:
-        """Scorer -> its roles, of all roles that have a weight; the judge's, too."""
+        """Scorer -> its roles, of all roles that have a weight; the judge's, too.
+
+        With backend=remote, one that has them all scored elsewhere, but for the judge.
+        """
         fills: dict[str, list[str]] = {}
         for role in dict.fromkeys(self.roles("coarse") + self.roles("refined")):
-            fills.setdefault(getattr(self.scorers, role), []).append(role)
+            name = getattr(self.scorers, role)
+            name = "remote" if self.backend == "remote" else name
+            fills.setdefault(name, []).append(role)
         fills |= {role: [role] for role in self.roles("judge")}
         return {name: tuple(roles) for name, roles in fills.items()}
 

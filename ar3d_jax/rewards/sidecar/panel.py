@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from ar3d_jax.config import RewardsConfig
 from ar3d_jax.errors import UserError
@@ -79,7 +80,7 @@ class Desk:
             if self._turn:
                 await self._in_thread(self._scorer.rest)
 
-    async def _in_thread(self, function: Callable[..., object], *of: object) -> object:
+    async def _in_thread(self, function: Callable[..., Any], *of: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, function, *of
         )
@@ -89,7 +90,7 @@ class Desk:
         try:
             subjects = [subject for subject, _ in batch]
             found = await self._in_thread(self._scorer.score, subjects)
-            pairs = list(zip(batch, found, strict=True))  # type: ignore[arg-type]
+            pairs = list(zip(batch, found, strict=True))
         except Exception as error:
             for _, answer in batch:
                 if not answer.done():

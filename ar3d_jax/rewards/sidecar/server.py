@@ -46,8 +46,9 @@ async def _serve(channel: wire.Channel, panel: Panel, ring: wire.Ring) -> None:
 
     def finish(task: asyncio.Task[None]) -> None:
         under_way.discard(task)
-        if not task.cancelled() and task.exception() and not closed.done():
-            closed.set_exception(task.exception())  # a bug, or a trainer that is gone
+        error = None if task.cancelled() else task.exception()
+        if error and not closed.done():
+            closed.set_exception(error)  # a bug, or a trainer that is gone
 
     channel.send({"about": panel.about})
     loop.add_reader(channel, listen)

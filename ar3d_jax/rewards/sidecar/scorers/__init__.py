@@ -29,6 +29,7 @@ SCORERS = {
     "qwen_vl": f"{HERE}.qwen_vl",
     "shapellm": f"{HERE}.shapellm",
     "judge": f"{HERE}.judge",
+    "remote": f"{HERE}.remote",  # has others scored elsewhere, with backend=remote
 }
 
 

@@ -1,0 +1,91 @@
+"""Scores for other machines: `python -m ar3d_jax.rewards.serve --secret_file=FILE`.
+
+    python -m ar3d_jax.rewards.serve --config=configs/higrpo.py:7b \
+        --listen=0.0.0.0:7071 --secret_file=secret.txt
+
+loads the scorers of the config's `rewards` section on this machine, which has the GPUs,
+and serves any number of training hosts. Those, a TPU pod's for instance, run with
+
+    --config.rewards.backend=remote --config.rewards.remote.servers=HOST:7071 \
+        --config.rewards.remote.secret_file=secret.txt
+
+and the same scorers. Objects travel unencrypted: between networks, use a tunnel. Ctrl-C
+or SIGTERM ends it; hosts go on with other servers, or wait for it until their deadline.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+
+from absl import flags
+
+from ar3d_jax import command
+from ar3d_jax.config import Config, RewardsConfig
+from ar3d_jax.errors import UserError, exit_on_user_error
+from ar3d_jax.rewards.sidecar import frames, serving
+from ar3d_jax.rewards.sidecar.panel import Panel
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "listen",
+        "127.0.0.1:7071",
+        "host:port to serve on; 0.0.0.0:PORT for all networks of this machine",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "secret_file",
+        "",
+        "file whose text all hosts must know; make it with: openssl rand -hex 32",
+        flag_values=values,
+    )
+
+
+async def _serve(config: RewardsConfig, listen: str, secret: bytes) -> None:
+    """Until a signal."""
+    listening = serving.listen(frames.parse_address(listen, "--listen"))
+    with listening:
+        panel = Panel(config)
+        for name, each in panel.about.items():
+            roles = ", ".join(map(str, each["roles"]))  # type: ignore[call-overload]
+            print(f"{name} ({roles}): {each['model']} {each['revision']}", end=" ")
+            print(f"on {each['place']}")
+        host, port = listening.getsockname()[:2]
+        print(f"serving on {host}:{port}", flush=True)
+        work = asyncio.create_task(serving.serve(listening, panel, secret))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, work.cancel)
+        try:
+            await work
+        except asyncio.CancelledError:
+            print("ended by a signal", flush=True)
+        finally:
+            await panel.close()
+
+
+def main() -> None:
+    """Serves until it is told to stop."""
+    with exit_on_user_error():
+        config, values = command.parse_config(
+            sys.argv, Config, "configs/higrpo.py", None, _define
+        )
+        rewards = config.rewards
+        if rewards.backend == "remote":
+            raise UserError(
+                "rewards.backend is remote, which is for those who ask this server; "
+                "expected local or openai"
+            )
+        if not values.secret_file:
+            raise UserError(
+                "--secret_file is empty; expected a file that all hosts have: openssl "
+                "rand -hex 32 > FILE"
+            )
+        secret = frames.read_secret(values.secret_file, "--secret_file")
+        os.environ["OMP_NUM_THREADS"] = str(rewards.threads)
+        asyncio.run(_serve(rewards, values.listen, secret))
+
+
+if __name__ == "__main__":
+    main()

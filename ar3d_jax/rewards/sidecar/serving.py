@@ -1,0 +1,105 @@
+"""A server of scorers for other hosts' sidecars: frames in, verdicts out.
+
+Any number of hosts share the scorers of one `panel.Panel`; objects are scored in the
+order in which they come. What is on the wire is `frames.py`, the other side
+`scorers/remote.py`, the command `rewards/serve.py`.
+"""
+
+import asyncio
+import socket
+import sys
+import time
+
+from ar3d_jax.errors import UserError
+from ar3d_jax.rewards.sidecar import frames
+from ar3d_jax.rewards.sidecar.panel import JsonVerdicts, Panel
+
+GREETING_S = 10.0  # for a handshake; strangers hold a socket no longer
+UNDER_WAY = 256  # objects of one host; then it is not read further until some are done
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the address is not ours, or taken.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        return socket.create_server(address, family=family, backlog=64)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {address[0]}:{address[1]} ({error.strerror}); expected "
+            "an address of this machine and a free port"
+        ) from error
+
+
+async def serve(listening: socket.socket, panel: Panel, secret: bytes) -> None:
+    """Serves hosts until it is cancelled."""
+    listening.setblocking(False)
+    loop = asyncio.get_running_loop()
+    hosts: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            end, address = await loop.sock_accept(listening)
+            name = f"{address[0]}:{address[1]}"
+            task = asyncio.create_task(_serve_host(end, name, panel, secret))
+            hosts.add(task)
+            task.add_done_callback(hosts.discard)
+    finally:
+        for task in hosts:
+            task.cancel()
+        await asyncio.gather(*hosts, return_exceptions=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+async def _serve_host(
+    end: socket.socket, name: str, panel: Panel, secret: bytes
+) -> None:
+    """One host, from its handshake to its end."""
+    connection = frames.Connection(end)
+    try:
+        async with asyncio.timeout(GREETING_S):
+            await frames.greet_host(connection, secret, panel.about)
+        _say(f"host {name} is here")
+        await _answer(connection, panel)
+    except* TimeoutError:
+        _say(f"host {name}: no handshake within {GREETING_S:.0f} s")
+    except* OSError as errors:
+        _say(f"host {name}: {errors.exceptions[0]}")
+    finally:
+        connection.close()
+
+
+async def _answer(connection: frames.Connection, panel: Panel) -> None:
+    """Scores what comes, side by side, until the host is gone."""
+    room = asyncio.Semaphore(UNDER_WAY)
+    outbox: asyncio.Queue[frames.Message] = asyncio.Queue()
+
+    async def score(message: frames.Message, data: object) -> None:
+        started, number = time.monotonic(), message["score"]
+
+        def tell(scores: JsonVerdicts) -> None:
+            outbox.put_nowait({"scored": number, "scores": scores})
+
+        try:
+            subject = frames.subject_of(message, data)  # type: ignore[arg-type]
+            await panel.judge(subject, started + float(message["patience"]), tell)
+        finally:
+            room.release()
+
+    async def send() -> None:
+        while True:
+            await connection.send(await outbox.get())
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send())
+        while True:
+            await room.acquire()
+            message, data = await connection.receive(most_arrays=frames.ARRAYS_BYTES)
+            if not {"score", "patience"} <= message.keys():
+                raise frames.Refused("a frame that is no request")
+            group.create_task(score(message, data))
