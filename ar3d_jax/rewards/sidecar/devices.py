@@ -1,5 +1,7 @@
 """Where a scorer's model computes, in which precision, and that it can be repeated."""
 
+import os
+
 import torch
 
 from ar3d_jax.errors import UserError
@@ -7,6 +9,8 @@ from ar3d_jax.errors import UserError
 
 def start(threads: int) -> None:
     """This process, and the one that replaces it, compute the same bits on a CPU."""
+    # cuBLAS sums in the same order each time; read when the first GPU is used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -39,3 +43,9 @@ def dtype_of(name: str, device: torch.device, on_gpu: torch.dtype) -> torch.dtyp
     if name == "auto":
         return on_gpu if device.type == "cuda" else torch.float32
     return getattr(torch, name)
+
+
+def empty() -> None:
+    """Gives memory back that PyTorch keeps for itself: another model wants it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

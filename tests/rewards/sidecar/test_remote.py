@@ -327,20 +327,22 @@ def test_another_secret_is_refused(servers, config, tmp_path):
 def refused_by(config, version):
     """What a host says of a server of `version` that takes all and proves nothing."""
 
-    async def greet(reader, writer):
-        hello = {"ar3d_rewards": version, "nonce": "1"}
-        for message in (hello, {"proof": "0" * 64, "about": {}}):
-            text = json.dumps(message).encode()
-            writer.write(struct.pack("<II", len(text), 0) + text)
-        await reader.read()
-        writer.close()
+    def greet():
+        end, _ = listening.accept()
+        with end, contextlib.suppress(ConnectionResetError):
+            hello = {"ar3d_rewards": version, "nonce": "1"}
+            for message in (hello, {"proof": "0" * 64, "about": {}}):
+                text = json.dumps(message).encode()
+                end.sendall(struct.pack("<II", len(text), 0) + text)
+            while end.recv(1000):
+                pass
 
-    async def run():
-        async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            return await asyncio.to_thread(refused, config(f"127.0.0.1:{port}"))
-
-    return asyncio.run(run())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=greet)
+        server.start()
+        line = refused(config(f"127.0.0.1:{listening.getsockname()[1]}"))
+        server.join()
+    return line
 
 
 def test_a_server_that_does_not_know_the_secret_is_refused(config):

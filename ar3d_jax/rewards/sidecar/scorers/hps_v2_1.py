@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ar3d_jax import weights
 from ar3d_jax.config import RewardsConfig
-from ar3d_jax.config_checks import choice
+from ar3d_jax.rewards.sidecar import devices
 from ar3d_jax.rewards.sidecar.scorers import About, Subject, Verdicts, open_clip_file
 from ar3d_jax.rewards.sidecar.scorers.clip_text import ClipTokenizer
 
@@ -76,8 +76,9 @@ class HpsScorer:
     """The network on its device."""
 
     def __init__(self, model: Any, about: About, batch: int) -> None:
+        """Takes the network, where it is, and which one it is."""
         self.about, self.batch = about, batch
-        self._model = model.eval()
+        self._model, self._device = model.eval(), model.device
         self._tokenizer = ClipTokenizer()
         self._read_once = functools.lru_cache(maxsize=PROMPTS)(self._read)
 
@@ -121,6 +122,15 @@ class HpsScorer:
         vector = self._model.get_text_features(ids).pooler_output[0].float()
         return functional.normalize(vector, dim=-1)
 
+    def wake(self) -> None:
+        """Brings the network to its device."""
+        self._model.to(self._device)
+
+    def rest(self) -> None:
+        """Takes it to the machine's memory; prompts' vectors stay."""
+        self._model.to("cpu")
+        devices.empty()
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -133,20 +143,14 @@ def load(config: RewardsConfig) -> HpsScorer:
             not there.
     """
     own = config.hps_v2_1
-    device = _device(own.device)
+    devices.start(config.threads)
+    device = devices.device_of(own.device, "rewards.hps_v2_1.device")
     path = weights.resolve(own.weights, FIELD)
     path = path / FILE if path.is_dir() else path
     model = open_clip_file.load(path, FIELD, EXPECTED)
-    usual = "float32" if device.type == "cpu" else "float16"
-    dtype = getattr(torch, usual if own.dtype == "auto" else own.dtype)
+    dtype = devices.dtype_of(own.dtype, device, torch.float16)
     # The same file has the same name, wherever it came from.
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     about = About("HPS v2.1", f"sha256 {checksum[:16]}", str(device))
     return HpsScorer(model.to(device=device, dtype=dtype), about, own.batch)
-
-
-def _device(name: str) -> torch.device:
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    choice("rewards.hps_v2_1.device", name, "auto", "cpu", *gpus)
-    return torch.device([*gpus, "cpu"][0] if name == "auto" else name)
