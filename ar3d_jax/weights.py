@@ -27,6 +27,8 @@ _WANTED = {
     "features.weights.clip_l14": _ENCODER,
     "features.weights.dinov2_b14": _ENCODER,
     "features.weights.dinov2_l14": _ENCODER,
+    "rewards.shapellm.weights": ["*.json", "pytorch_model-*.bin", "tokenizer.model"],
+    "rewards.shapellm.encoder": ["zeroshot/large/best_lvis.pth"],
 }
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -36,7 +38,8 @@ def resolve(source: str, field: str) -> Path:
 
     Args:
         source: `embedded`, a path, `owner/name` or `owner/name@revision`.
-        field: `policy.weights`, `codec.weights` or `features.weights.<set>`.
+        field: `policy.weights`, `codec.weights`, `features.weights.<set>` or
+            `rewards.shapellm.weights` and `.encoder`.
 
     Raises:
         UserError: there is no such path, and it cannot be had from Hugging Face.
