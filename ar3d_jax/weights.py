@@ -28,6 +28,8 @@ _WANTED = {
     "features.weights.dinov2_b14": _ENCODER,
     "features.weights.dinov2_l14": _ENCODER,
     "rewards.hps_v2_1.weights": ["HPS_v2.1_compressed.pt"],
+    "rewards.shapellm.weights": ["*.json", "pytorch_model-*.bin", "tokenizer.model"],
+    "rewards.shapellm.encoder": ["zeroshot/large/best_lvis.pth"],
 }
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -37,8 +39,7 @@ def resolve(source: str, field: str) -> Path:
 
     Args:
         source: `embedded`, a path, `owner/name` or `owner/name@revision`.
-        field: `policy.weights`, `codec.weights`, `features.weights.<set>` or
-            `rewards.hps_v2_1.weights`.
+        field: which one; see `_WANTED`.
 
     Raises:
         UserError: there is no such path, and it cannot be had from Hugging Face.

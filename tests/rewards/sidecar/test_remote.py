@@ -255,7 +255,7 @@ class Throttle:
 
     def __init__(self, target, rate):
         self._target, self._rate = target, rate
-        self._server = None
+        self._server, self._pipes = None, []
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._pipe, "127.0.0.1", 0)
@@ -263,8 +263,10 @@ class Throttle:
 
     async def __aexit__(self, *_):
         self._server.close()
+        await asyncio.gather(*self._pipes)  # both ends are closed by now
 
     async def _pipe(self, reader, writer):
+        self._pipes.append(asyncio.current_task())
         host, _, port = self._target.partition(":")
         there = await asyncio.open_connection(host, int(port))
 

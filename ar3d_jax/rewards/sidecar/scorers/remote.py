@@ -92,22 +92,23 @@ class _Link:
         """Reaches the server again and again, and reads what it answers."""
         rest, said = REST_S[0], ""
         while True:
+            connection = None
             try:
-                self.connection, _ = await self.connect()
+                connection, _ = await self.connect()
                 _say(f"server {self.name} is reached")
                 rest, said = REST_S[0], ""
+                self.connection = connection
                 changed.set()
-                await self._read(self.connection)
+                await self._read(connection)
             except (OSError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
                 if reason != said:
                     _say(f"server {self.name}: {reason}")
                 said = reason
             finally:
-                connection, self.connection = self.connection, None
+                self.drop()
                 if connection:
                     connection.close()
-                self._tell_all()
             await asyncio.sleep(rest * random.uniform(0.5, 1.0))
             rest = min(2 * rest, REST_S[1])
 
@@ -119,8 +120,11 @@ class _Link:
             if request:
                 request.take(message["scores"])
 
-    def _tell_all(self) -> None:
-        """What waits for an answer will not get it from this connection."""
+    def drop(self) -> None:
+        """Gives the connection up: `keep_up` makes another; who waits is told."""
+        if self.connection:
+            self.connection.end()
+            self.connection = None
         for request in self.requests.values():
             if not request.done.done():
                 request.done.set_exception(ConnectionResetError(self.name))
@@ -158,8 +162,8 @@ class RemoteScorers:
             except ConnectionError:
                 pass  # it goes to another server, or to this one when it is back
             except asyncio.CancelledError:  # the deadline
-                if link.connection and link.heard < request.sent:
-                    link.connection.end()
+                if link.heard < request.sent:
+                    link.drop()
                 raise
             finally:
                 found |= request.verdicts
@@ -190,7 +194,13 @@ class RemoteScorers:
         left = max(0.0, deadline - time.monotonic())
         patience = left - min(EARLIER_S, EARLIER * left)
         message, arrays = frames.request(number, subject, patience)
-        await link.connection.send(message | {"roles": roles}, *arrays)
+        connection = link.connection
+        try:
+            await connection.send(message | {"roles": roles}, *arrays)
+        except ConnectionError:
+            if link.connection is connection:
+                link.drop()
+            raise
 
     async def close(self) -> None:
         """Closes all connections."""
