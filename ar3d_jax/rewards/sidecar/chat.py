@@ -7,6 +7,7 @@ the judges are in `scorers/`.
 """
 
 import asyncio
+import collections
 import dataclasses
 import string
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 # A picture of more pixels is made smaller: 448 x 448, 256 tokens. Six and the text fit
 # into the 4096 tokens that launch/rewards_vllm.sh gives a request.
 PIXELS = 448 * 448
+LATENCIES = 1000  # the last ones are kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,11 +74,38 @@ class Chat(Protocol):
         ...
 
 
+@dataclasses.dataclass
+class Statistics:
+    """What happened so far; kinds are `transport`, `timeout`, `status 429`, `reply`.
+
+    Attributes:
+        sent: Requests, each try counted.
+        answered: Questions that were.
+        failures: Tries that failed, by kind.
+        missing: Questions without an answer, by the kind of their last failure, or
+            `deadline`.
+        latencies_s: Of the last answers, from the try's start.
+    """
+
+    sent: int = 0
+    answered: int = 0
+    failures: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    missing: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    latencies_s: collections.deque[float] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=LATENCIES)
+    )
+
+
 @runtime_checkable
 class Post(Protocol):
     """Servers elsewhere."""
 
     about: About
+    statistics: Statistics
 
     async def answer(self, question: Question, deadline: float) -> Answer:
         """The answer, or why there is none, by `deadline` in `time.monotonic`."""
@@ -109,10 +138,14 @@ class LocalJudge:
 
 
 class DistantJudge:
-    """A `Correspondent`."""
+    """A `Correspondent`.
+
+    Attributes:
+        statistics: What happened so far.
+    """
 
     def __init__(self, judge: Judge, post: Post) -> None:
-        self.about = post.about
+        self.about, self.statistics = post.about, post.statistics
         self._judge, self._post = judge, post
 
     async def ask(self, subject: Subject, deadline: float) -> Verdicts:

@@ -14,9 +14,7 @@ it would add retries of its own, which know one endpoint and no deadline.
 
 import asyncio
 import base64
-import collections
 import contextlib
-import dataclasses
 import email.utils
 import io
 import ipaddress
@@ -32,7 +30,7 @@ from PIL import Image
 from ar3d_jax.config_rewards import JudgeConfig
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar.answers import Answer
-from ar3d_jax.rewards.sidecar.chat import Question, generation_fields
+from ar3d_jax.rewards.sidecar.chat import Question, Statistics, generation_fields
 from ar3d_jax.rewards.sidecar.scorers import About
 
 # Our choices, in seconds.
@@ -42,33 +40,6 @@ PAUSE_S, LONGEST_PAUSE_S = 0.25, 4.0  # between tries, doubled each time
 REST_S, LONGEST_REST_S = 1.0, 60.0  # of an endpoint, likewise
 FAILURES = 3  # in a row, then it rests
 LOOK_S = 1.0  # a waiting request looks at all endpoints so often, whatever happens
-LATENCIES = 1000  # the last ones are kept
-
-
-@dataclasses.dataclass
-class Statistics:
-    """What happened so far; kinds are `transport`, `timeout`, `status 429`, `reply`.
-
-    Attributes:
-        sent: Requests, each try counted.
-        answered: Questions that were.
-        failures: Tries that failed, by kind.
-        missing: Questions without an answer, by the kind of their last failure, or
-            `deadline`.
-        latencies_s: Of the last answers, from the try's start.
-    """
-
-    sent: int = 0
-    answered: int = 0
-    failures: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    missing: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    latencies_s: collections.deque[float] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=LATENCIES)
-    )
 
 
 class _Failure(Exception):
@@ -155,7 +126,7 @@ class Endpoints:
 
     async def answer(self, question: Question, deadline: float) -> Answer:
         """See `Post`."""
-        failure = _Failure("deadline", "no endpoint was free before the deadline")
+        failure = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 body = await asyncio.to_thread(self._write, question)
@@ -173,8 +144,9 @@ class Endpoints:
                     left -= 1
                     await asyncio.sleep(pause)
         except TimeoutError:
-            detail = f"the deadline passed; before that: {failure}"
-            failure = _Failure("deadline", detail)
+            before = f"; before that, {failure}" if failure else ""
+            failure = _Failure("deadline", f"no answer by the deadline{before}")
+        assert failure is not None
         self.statistics.missing[failure.kind] += 1
         return Answer(reason=str(failure))
 

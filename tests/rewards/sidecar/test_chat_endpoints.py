@@ -21,7 +21,7 @@ from PIL import Image
 
 from ar3d_jax.config_rewards import JudgeConfig
 from ar3d_jax.errors import UserError
-from ar3d_jax.rewards.sidecar import chat_endpoints
+from ar3d_jax.rewards.sidecar import chat, chat_endpoints
 from ar3d_jax.rewards.sidecar.answers import Answer
 from ar3d_jax.rewards.sidecar.chat import Question
 from ar3d_jax.rewards.sidecar.chat_endpoints import Endpoints
@@ -262,7 +262,7 @@ def test_an_answer_after_the_deadline_is_none():
     endpoint = Endpoint(2.0)
     ended = ask(endpoint, deadline_s=0.3)
     assert 0.3 <= ended.seconds < 1.8
-    assert "the deadline passed" in ended.only.reason
+    assert "no answer by the deadline" in ended.only.reason
     assert dict(ended.statistics.missing) == {"deadline": 1}
     # The caller's haste is not the endpoint's fault.
     assert not ended.statistics.failures
@@ -271,7 +271,7 @@ def test_an_answer_after_the_deadline_is_none():
 def test_a_deadline_that_has_passed():
     endpoint = Endpoint()
     ended = ask(endpoint, deadline_s=-0.1)
-    assert "the deadline passed" in ended.only.reason
+    assert "no answer by the deadline" in ended.only.reason
     assert not endpoint.bodies
 
 
@@ -405,7 +405,7 @@ def test_a_thousand_requests_leave_nothing_behind():
     # Both ends of eight connections are here.
     assert files_after <= files + 16
     assert memory_after < memory + 20
-    assert len(ended.statistics.latencies_s) <= chat_endpoints.LATENCIES
+    assert len(ended.statistics.latencies_s) <= chat.LATENCIES
 
 
 def test_proxies_are_for_other_machines(monkeypatch):

@@ -229,6 +229,7 @@ def test_a_judge_from_weights_scores(name, tmp_path):
 def test_a_judge_with_endpoints_corresponds(monkeypatch):
     class Servers:
         about = About("m", "r", "there")
+        statistics = chat.Statistics(sent=7)
 
         def __init__(self, config, field):
             assert (config.endpoints, field) == (("http://a/v1",), "rewards.qwen_vl")
@@ -248,6 +249,7 @@ def test_a_judge_with_endpoints_corresponds(monkeypatch):
     async def correspond():
         judge = scorers.load("qwen_vl", config)
         assert isinstance(judge, Correspondent)
+        assert judge.statistics.sent == 7
         one = subject("consistency", "category")
         found = await judge.ask(one, time.monotonic() + 9)
         await judge.close()
