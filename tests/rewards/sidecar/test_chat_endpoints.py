@@ -162,6 +162,41 @@ def test_the_least_loaded_is_asked():
     assert slow.most == quick.most == 3
 
 
+def one_after_the_other(*endpoints, count, **fields):
+    """One that takes its time, and meanwhile `count` more, each after the last."""
+
+    async def run():
+        async with contextlib.AsyncExitStack() as stack:
+            for endpoint in endpoints:
+                await stack.enter_async_context(endpoint)
+            urls = tuple(endpoint.url for endpoint in endpoints)
+            servers = await check_and_load(
+                JudgeConfig(model="judge", endpoints=urls, **fields)
+            )
+            question, end = Question("?", VIEWS), time.monotonic() + 20
+            first = asyncio.create_task(servers.answer(question, end))
+            while not endpoints[0].bodies:
+                await asyncio.sleep(0.01)
+            answers = [await servers.answer(question, end) for _ in range(count)]
+            first.cancel()
+            await servers.close()
+            return answers
+
+    return asyncio.run(run())
+
+
+def test_what_is_under_way_counts_not_what_was():
+    busy, free = Endpoint("wait"), Endpoint()
+    assert one_after_the_other(busy, free, count=8) == [Answer("fine")] * 8
+    assert (len(busy.bodies), len(free.bodies)) == (1, 8)
+
+
+def test_another_try_is_elsewhere_even_if_there_is_more_to_do():
+    busy, broken = Endpoint("wait", FINE), Endpoint((500, {}, ""))
+    assert one_after_the_other(busy, broken, count=1, retries=1) == [Answer("fine")]
+    assert (len(busy.bodies), len(broken.bodies)) == (2, 1)
+
+
 HELPS = [
     ("drop", "transport"),
     ("half", "transport"),

@@ -135,6 +135,13 @@ def test_sampling_is_the_configs(folder, chat):
     assert load(folder, repetition_penalty=50.0).answer(QUESTIONS[:3]) != greedy
 
 
+def test_the_checkpoints_generation_config_plays_no_part(folder, chat, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    spoil = _restate("generation_config.json", suppress_tokens=list(range(200)))
+    spoil(tmp_path)
+    assert load(tmp_path).answer(QUESTIONS[:3]) == chat.answer(QUESTIONS[:3])
+
+
 def test_a_large_picture_is_made_smaller(chat):
     grid = chat.prepare([question(0, side=1000)])["image_grid_thw"][0].tolist()
     assert grid == [1, 30, 32]  # 420 x 448
