@@ -39,7 +39,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     packages=find_packages(include=["ar3d_jax", "ar3d_jax.*"]),
-    package_data={"ar3d_jax": ["assets/**/*", "**/*.json"]},
+    package_data={"ar3d_jax": ["assets/**/*", "**/*.json", "**/*.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py",

@@ -94,7 +94,8 @@ class JudgeConfig:
     ] = ()  # of backend=openai: http://host:port/v1, one or more
     server: str = "vllm"  # what they run, also SGLang: vllm; transformers: its `serve`
     in_flight: int = 32  # requests under way per endpoint; facts of others: 16 to 64
-    request_s: float = 120.0  # deadline of one request; then it is sent elsewhere
+    request_s: float = 45.0  # deadline of one request; then it is sent elsewhere, for
+    # which rewards.deadline_s has to leave time; facts of others: 120
     retries: int = 3  # per request, where another try may help; our choice
     device: str = "auto"  # of backend=local: cuda:0, cpu, ...; auto: the first GPU
     dtype: str = "auto"  # of backend=local; auto: bfloat16 on a GPU, else float32

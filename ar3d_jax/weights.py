@@ -14,13 +14,14 @@ EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 # By config field: what `embedded` means, and which files of a repository are wanted.
 _ENCODER = ["model.safetensors", "*.json", "*.txt"]
+_DECODER = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _SHIPPED = {
     "policy.weights": EMBEDDED / "policy",
     "codec.weights": EMBEDDED / "codec.safetensors",
     "features.weights.embedded": EMBEDDED / "judge.safetensors",
 }
 _WANTED = {
-    "policy.weights": ["*.safetensors", "*.json", "*.txt", "*.jinja"],
+    "policy.weights": _DECODER,
     "codec.weights": ["*.safetensors", "*.bin"],
     # The one encoder whose repository has no safetensors.
     "features.weights.clip_b32": [*_ENCODER, "pytorch_model.bin"],
@@ -30,6 +31,9 @@ _WANTED = {
     "rewards.hps_v2_1.weights": ["HPS_v2.1_compressed.pt"],
     "rewards.shapellm.weights": ["*.json", "pytorch_model-*.bin", "tokenizer.model"],
     "rewards.shapellm.encoder": ["zeroshot/large/best_lvis.pth"],
+    "rewards.unified_think.model": _DECODER,
+    "rewards.unified_2.model": _DECODER,
+    "rewards.qwen_vl.model": _DECODER,
 }
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

@@ -43,8 +43,12 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def read_tensors(path: Path, field: str, expected: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors or torch file.
+def read_tensors(
+    path: Path, field: str, expected: str, *, key: str | None = None, mmap: bool = False
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors or torch file, or of a torch file's entry `key`.
+
+    With `mmap` those of a torch file stay on the disk until they are used.
 
     Raises:
         UserError: it is missing or broken, or holds something else.
@@ -54,9 +58,13 @@ def read_tensors(path: Path, field: str, expected: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except _UNREADABLE as error:
         refuse(field, path, f"cannot be read ({first_line(error)})", expected)
+    if key is not None:
+        if not isinstance(state, dict) or key not in state:
+            refuse(field, path, f"has no {key}", expected)
+        state = state[key]
     tensors = isinstance(state, dict) and all(
         isinstance(tensor, Tensor) for tensor in state.values()
     )

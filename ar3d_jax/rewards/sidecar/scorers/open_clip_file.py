@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import transformers
 from torch import Tensor
 
@@ -96,7 +95,7 @@ def load(path: Path, field: str, expected: str) -> Any:
         UserError: the file is missing or broken, holds something that a pickle would
             have to call, or another network; all that does not fit is in the message.
     """
-    tensors = _read(path, field, expected)
+    tensors = files.read_tensors(path, field, expected, key="state_dict")
     layers = [_count_blocks(tensors, prefix) for prefix in ("visual.", "")]
     rows = list(_rows(*layers))
     sizes, problems = _measure(tensors, rows)
@@ -108,22 +107,6 @@ def load(path: Path, field: str, expected: str) -> Any:
     renamed = dict(part for row in rows for part in _renamed(row, tensors[row.source]))
     config = _config(sizes, *layers)
     return files.build(transformers.CLIPModel, config, renamed, path, field, expected)
-
-
-def _read(path: Path, field: str, expected: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        files.refuse(field, path, "is no file", expected)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle's, of zip's, of torch's: many kinds
-        problem = f"cannot be read ({files.first_line(error)})"
-        files.refuse(field, path, problem, expected)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(tensor, Tensor) for tensor in state.values()
-    ):
-        files.refuse(field, path, "has no tensors under `state_dict`", expected)
-    return state
 
 
 def _count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -277,7 +277,7 @@ def load(path: Path, place: torch.device, dtype: torch.dtype) -> PointEncoder:
     Raises:
         UserError: the file is missing, broken or another network's.
     """
-    stored = torch_files.read(path, "base_model", FIELD, EXPECTED)
+    stored = files.read_tensors(path, FIELD, EXPECTED, key="base_model", mmap=True)
     # Distributed training wrote this prefix.
     tensors = {name.removeprefix("module."): t for name, t in stored.items()}
     try:

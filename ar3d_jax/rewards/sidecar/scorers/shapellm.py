@@ -27,7 +27,7 @@ from jaxtyping import Float, UInt8
 from ar3d_jax import weights
 from ar3d_jax.config_rewards import RewardsConfig, ShapeLlmConfig
 from ar3d_jax.data import part_lists
-from ar3d_jax.errors import UserError
+from ar3d_jax.rewards.sidecar import devices
 from ar3d_jax.rewards.sidecar.scorers import (
     About,
     Subject,
@@ -90,6 +90,7 @@ class ShapeLlmScorer:
     ) -> None:
         self.about = about
         self._model, self._config, self._lists = model, config, lists
+        self._device = model.device
         self._templates = [read_questions()[kind] for kind in KINDS]
 
     def score(self, subjects: Sequence[Subject]) -> list[Verdicts]:
@@ -131,6 +132,15 @@ class ShapeLlmScorer:
         ]
         return torch.cat(answers).double().cpu().numpy()
 
+    def wake(self) -> None:
+        """Brings encoder and language model to their device."""
+        self._model.to(self._device)
+
+    def rest(self) -> None:
+        """Takes them to the machine's memory."""
+        self._model.to("cpu")
+        devices.empty()
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -148,25 +158,11 @@ def load(config: RewardsConfig) -> ShapeLlmScorer:
     )
     if encoder.is_dir():
         encoder = encoder / recon.PUBLISHED
-    place, dtype = _place(own)
+    devices.start(config.threads)
+    place = devices.device_of(own.device, "rewards.shapellm.device")
+    dtype = devices.dtype_of(own.dtype, place, torch.float16)
     model = shapellm_model.load(folder, encoder, place, dtype)
     # Hugging Face's cache names the folder by the commit.
     revision = folder.name if _COMMIT.fullmatch(folder.name) else model.checksum
     about = About(own.weights, revision, str(place))
     return ShapeLlmScorer(model, own, lists, about)
-
-
-def _place(config: ShapeLlmConfig) -> tuple[torch.device, torch.dtype]:
-    """Device and type of numbers; `auto` as the config's comments say."""
-    gpu = "cuda:0" if torch.cuda.is_available() else "cpu"
-    name = gpu if config.device == "auto" else config.device
-    try:
-        place = torch.device(name)
-        torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:  # built without: AssertionError
-        raise UserError(
-            f"rewards.shapellm.device is {name!r}, which torch cannot use "
-            f"({str(error).splitlines()[0][:160]}); expected auto, cuda:0, ... or cpu"
-        ) from error
-    auto = "float32" if place.type == "cpu" else "float16"
-    return place, getattr(torch, auto if config.dtype == "auto" else config.dtype)

@@ -147,6 +147,16 @@ class ShapeLlm:
         self._words = [[vocabulary[word] for word in words] for words in (YES, NO)]
         self.checksum = checksum
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._projector.prompt1.device
+
+    def to(self, device: torch.device | str) -> None:
+        """Takes all of it there."""
+        self._encoder.to(device)
+        self._language.to(device)
+
     @torch.inference_mode()
     def point_tokens(self, cloud: Float[Tensor, "N 6"]) -> Float[Tensor, "P M"]:
         """The cloud as the language model reads it; see `recon.PointEncoder`."""
@@ -288,7 +298,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         files.refuse(FIELD, folder / INDEX, "names no files beside it", EXPECTED)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(names.values())):
-        tensors |= torch_files.read(folder / name, None, FIELD, EXPECTED)
+        tensors |= files.read_tensors(folder / name, FIELD, EXPECTED, mmap=True)
     return tensors
 
 

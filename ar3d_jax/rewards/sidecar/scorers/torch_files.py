@@ -1,52 +1,19 @@
 """Large published torch files onto modules, with one line for all that does not fit.
 
-Files are mapped into memory, not read: of ReCon++'s, two thirds are its optimizer's,
-and of an LLM's 15 GB a module takes one tensor after the other. Nothing that a pickle
-could call is called. Modules are built on torch's `meta` device, without numbers, and
-get the file's.
+Files are mapped into memory (`files.read_tensors`), not read: of ReCon++'s, two thirds
+are its optimizer's, and of an LLM's 15 GB a module takes one tensor after the other.
+Modules are built on torch's `meta` device, without numbers, and get the file's.
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ar3d_jax.rewards.sidecar.features import files
 
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
-    pickle.UnpicklingError,
-)
 _NAMED = 3  # of the tensors that do not fit, so many of each kind are named
-
-
-def read(path: Path, key: str | None, field: str, expected: str) -> dict[str, Tensor]:
-    """All tensors of a torch file, or of its entry `key`; they stay on the disk.
-
-    Raises:
-        UserError: it is missing or broken, or holds something else.
-    """
-    if not path.is_file():
-        files.refuse(field, path, "is no file", expected)
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _UNREADABLE as error:
-        files.refuse(
-            field, path, f"cannot be read ({files.first_line(error)})", expected
-        )
-    if key is not None:
-        if not isinstance(state, dict) or key not in state:
-            files.refuse(field, path, f"has no {key}", expected)
-        state = state[key]
-    tensors = isinstance(state, dict) and all(
-        isinstance(tensor, Tensor) for tensor in state.values()
-    )
-    if not tensors:
-        files.refuse(field, path, "holds something else than named tensors", expected)
-    return state
 
 
 def fill(

@@ -1,0 +1,186 @@
+"""From what a judge wrote to a number, or the reason why there is none.
+
+UnifiedReward writes labelled lines, Qwen2.5-VL a JSON object. Both are read leniently
+in form (markdown, spaces, quotes, prose around, comma decimals; the last occurrence
+counts) and strictly in content: a number that is not there, not finite, or out of its
+range makes the answer unreadable, never 0. Numbers that miss the range by DUST at most
+are rounding, and are put on its edge.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ar3d_jax.rewards.sidecar.scorers import Verdict
+
+AXES = ("alignment", "coherence", "style")  # of UnifiedReward's pointwise format
+DUST = 1e-3
+LONGEST = 20_000  # characters that are read, from the end
+SETTLED = 3  # decimals after which it does not matter that a number was cut off
+
+_GAP = r"[\s*_`\"'\[(<]*"  # what markdown and quoting put around labels and numbers
+_NUMBER = re.compile(
+    rf"{_GAP}([-+]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:e[-+]?[0-9]+)?"
+    r"|nan|[-+]?inf(?:inity)?)"
+    r"(?:\s*(?:/|out\s+of)\s*5(?:[.,]0+)?)?"
+    # Neither a longer number, nor a span, nor another scale.
+    r"(?![\w.,]*[0-9]|\s*(?:/|out\s+of|[-–—]\s*[0-9]))",  # noqa: RUF001
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came back for one question.
+
+    Attributes:
+        text: What the judge wrote.
+        cut: Whether it ended because it had no tokens left.
+        reason: Why there is no text at all, where there is none.
+    """
+
+    text: str = ""
+    cut: bool = False
+    reason: str | None = None
+
+
+class _Unreadable(ValueError):
+    """Says what is wrong with the text."""
+
+
+def quality(answer: Answer) -> Verdict:
+    """Alignment + coherence + style of UnifiedReward 2.0, 3 to 15; equation 3."""
+    return _verdict(answer, lambda text: sum(_axis(text, answer, a) for a in AXES))
+
+
+def alignment(answer: Answer) -> Verdict:
+    """The alignment line of UnifiedReward 2.0, 1 to 5; the others may be missing."""
+    return _verdict(answer, lambda text: _axis(text, answer, "alignment"))
+
+
+def alignment_of_think(answer: Answer) -> Verdict:
+    """The alignment line of UnifiedReward-Think, 1 to 5, or else its `Final Score:`.
+
+    The model was trained on pairs and knows the line from its parent: our choice.
+    """
+
+    def read(text: str) -> float:
+        try:
+            return _axis(text, answer, "alignment")
+        except _Unreadable as error:
+            try:
+                return _axis(text, answer, "final")
+            except _Unreadable:
+                raise error from None
+
+    return _verdict(answer, read)
+
+
+def category(answer: Answer) -> Verdict:
+    """`match`, 0 or 1; equation 4."""
+
+    def read(text: str) -> float:
+        found = _object(text, answer, "match")
+        if isinstance(found["match"], bool):  # true can mean nothing but 1
+            found["match"] = int(found["match"])
+        value = _field(found, "match", 0, 1)
+        if value not in (0, 1):
+            raise _Unreadable(f"match is {value:g}, neither 0 nor 1")
+        return value
+
+    return _verdict(answer, read)
+
+
+def consistency(answer: Answer) -> Verdict:
+    """`color` + `material` + `texture`, 0 to 3; equation 5."""
+    return _sum(answer, "color", "material", "texture")
+
+
+def consistency_shape(answer: Answer) -> Verdict:
+    """`outline` + `appearance` + `parts`, 0 to 3; "LMM 3D" of the paper's table 1."""
+    return _sum(answer, "outline", "appearance", "parts")
+
+
+def align_lmm(answer: Answer) -> Verdict:
+    """`alignment`, 1 to 5: Qwen2.5-VL in UnifiedReward's place, table 1."""
+    return _verdict(
+        answer,
+        lambda text: _field(_object(text, answer, "alignment"), "alignment", 1, 5),
+    )
+
+
+def _sum(answer: Answer, *keys: str) -> Verdict:
+    def read(text: str) -> float:
+        found = _object(text, answer, *keys)
+        return sum(_field(found, key, 0, 1) for key in keys)
+
+    return _verdict(answer, read)
+
+
+def _verdict(answer: Answer, read: Callable[[str], float]) -> Verdict:
+    if answer.reason is not None:
+        return math.nan, answer.reason
+    text = answer.text[-LONGEST:].rpartition("</think>")[2].strip()
+    try:
+        if "<think>" in text:
+            raise _Unreadable("the reasoning has no end" + _cut(answer))
+        return read(text), None
+    except _Unreadable as error:
+        said = " ".join(text.split())
+        return math.nan, f"{error}; it answered {said[:120]!r}"
+
+
+def _cut(answer: Answer) -> str:
+    return ": it was cut off, see max_tokens" if answer.cut else ""
+
+
+def _axis(text: str, answer: Answer, name: str) -> float:
+    """The number behind the last label `<name> Score (1-5):`."""
+    label = rf"(?<!\w){name}\s+score{_GAP}(?:1\s*[-–—]\s*5\s*\))?{_GAP}[:=]"  # noqa: RUF001
+    labels = list(re.finditer(label, text, re.IGNORECASE))
+    if not labels:
+        raise _Unreadable(f"there is no {name} score" + _cut(answer))
+    found = _NUMBER.match(text, labels[-1].end())
+    if not found:
+        raise _Unreadable(f"the {name} score is no number" + _cut(answer))
+    number = found[1].replace(",", ".")
+    decimals = len(number.partition(".")[2])
+    if answer.cut and found.end() == len(text) and decimals < SETTLED:
+        raise _Unreadable(f"the {name} score may go on" + _cut(answer))
+    return _within(float(number), f"the {name} score", 1, 5)
+
+
+def _object(text: str, answer: Answer, *keys: str) -> dict[str, Any]:
+    """The last JSON object in the text that has all of the keys."""
+    decoder = json.JSONDecoder()
+    for start in reversed([found.start() for found in re.finditer("{", text)]):
+        try:
+            found, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        named = {key.strip().lower(): value for key, value in found.items()}
+        if set(keys) <= set(named):
+            return named
+    raise _Unreadable(f"there is no JSON object with {', '.join(keys)}" + _cut(answer))
+
+
+def _field(found: dict[str, Any], key: str, low: int, high: int) -> float:
+    value = found[key]
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value.replace(",", ".") if isinstance(value, str) else value)
+    except (ValueError, OverflowError):
+        raise _Unreadable(f"{key} is no number") from None
+    return _within(number, key, low, high)
+
+
+def _within(value: float, what: str, low: int, high: int) -> float:
+    if not math.isfinite(value):
+        raise _Unreadable(f"{what} is not finite")
+    if not low - DUST <= value <= high + DUST:
+        raise _Unreadable(f"{what} is {value:g}, not {low} to {high}")
+    return float(min(max(value, low), high))
