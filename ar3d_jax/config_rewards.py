@@ -202,7 +202,6 @@ class RewardsConfig:
             "seconds above 0",
         )
         self._check_models()
-        self._check_places()
 
     def _check_models(self) -> None:
         """Of every model's section."""
@@ -225,8 +224,12 @@ class RewardsConfig:
                 "seconds above 0",
             )
 
-    def _check_places(self) -> None:
-        """That what is elsewhere is said to be somewhere."""
+    def check_places(self) -> None:
+        """What is asked before scorers are: that what is elsewhere has an address.
+
+        Raises:
+            UserError: it has none. A config alone may leave this open.
+        """
         if self.backend == "remote":
             for field in ("servers", "secret_file"):
                 value = getattr(self.remote, field)

@@ -43,10 +43,13 @@ class Scoring(Crew):
         `render.log` and `sidecar.log` in `log_dir`.
 
         Raises:
-            UserError: not enough memory for the ring; `log_dir` cannot be written.
+            UserError: not enough memory for the ring; `log_dir` cannot be written;
+                a scorer is elsewhere, and the config does not say where.
         """
         self._rewards = rewards
         config = rewards or RewardsConfig()
+        if rewards:
+            rewards.check_places()
         super().__init__(
             render,
             wire.Layout(slots, resolution, render.views, render.size, config.points),

@@ -129,8 +129,9 @@ class Panel:
         """Loads them.
 
         Raises:
-            UserError: one cannot be loaded; PyTorch is missing.
+            UserError: one cannot be loaded, or is nowhere; PyTorch is missing.
         """
+        config.check_places()
         turn = asyncio.Lock() if config.residency == "turns" else None
         self._seats: dict[
             str, tuple[Desk | scorers.Correspondent, tuple[str, ...]]
