@@ -47,6 +47,7 @@ from ar3d_jax.higrpo.update import (
 from ar3d_jax.metrics import NoLog, RunLog, Stopwatch, run_names, run_shown
 from ar3d_jax.models import Models, check_length, load_models
 from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.score_watch import ScoreWatch, check_scorers, switched
 from ar3d_jax.sharding import fold_in_name, make_mesh
 
 # Fields, or how their names begin, that a resumed run must share with the saved one.
@@ -71,6 +72,7 @@ def main(config: Config, workdir: str) -> None:
         UserError: whatever a user can mend: files, settings, disk, GL, scorers.
     """
     _announce(config)
+    config.used_rewards.check_places()  # before models take minutes to load
     folder = Path(workdir)
 
     # --- Models, optimiser, prompts ---------------------------------------------------
@@ -110,6 +112,7 @@ def main(config: Config, workdir: str) -> None:
                 folder / "checkpoints",
                 keep=config.log.keep_checkpoints,
                 settings=_same_run(config),
+                may_change=_may_be_switched,
             )
         )
         first_step = 0
@@ -132,6 +135,7 @@ def main(config: Config, workdir: str) -> None:
             )
         )
         log = stack.enter_context(_open_log(config, folder, first_step))
+        check_scorers(scoring, config.used_rewards, config.step_names, log.say)
         evaluation = stack.enter_context(
             held_out(
                 config,
@@ -152,6 +156,7 @@ def main(config: Config, workdir: str) -> None:
             position = waiting.position if waiting else source.get_state()
             extras = {"prompts": position, "key": run_key}
             extras["selection"] = collector.selection.get_state()
+            extras["weights"] = to_dict(config.rewards.weights)
             checkpoints.save(to_save(state), step, extras)
 
         def draw_samples(step: int) -> None:
@@ -178,8 +183,13 @@ def main(config: Config, workdir: str) -> None:
 
         # --- The run ------------------------------------------------------------------
         collector = Collector(config, models, scoring, source, run_key, log.say)
+        watch = ScoreWatch(config.rewards, log.say)
         if restored:
-            collector.selection.set_state(extras["selection"])
+            changes = switched(extras["weights"], to_dict(config.rewards.weights))
+            for change in changes:
+                log.say(f"goes on with another ensemble: {change}")
+            if not changes:  # else recent groups' rewards were of another scale
+                collector.selection.set_state(extras["selection"])
         if first_step == 0:
             evaluation.after(0, state.policy)
             draw_samples(0)
@@ -224,6 +234,7 @@ def main(config: Config, workdir: str) -> None:
             # Log and save.
             line = {
                 **batch_metrics(batch, config, clock),
+                **watch.look(step, batch),
                 **metrics,
                 **clock.line(render=batch.draw_s),
                 "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
@@ -241,6 +252,12 @@ def main(config: Config, workdir: str) -> None:
                     " saved, same command goes on"
                 )
                 return
+            try:
+                watch.check()
+            except UserError:
+                if not saving:
+                    save(done)
+                raise
 
 
 def _announce(config: Config) -> None:
@@ -253,6 +270,11 @@ def _announce(config: Config) -> None:
             "requirements-cuda12.txt makes jax use it",
             file=sys.stderr,
         )
+
+
+def _may_be_switched(name: str, saved: Any, new: Any) -> bool:
+    """A scorer may be switched off, and on again, in a run that goes on."""
+    return name.startswith("rewards.weights.") and 0 in (saved, new)
 
 
 def _check_prompts(models: Models, source: PromptSource, config: Config) -> None:

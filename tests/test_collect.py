@@ -10,6 +10,7 @@ import pytest
 
 from ar3d_jax import collect, train
 from ar3d_jax.config import LogConfig, ObjectiveConfig, RewardsConfig, RolloutConfig
+from ar3d_jax.errors import UserError
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.rewards.client import Scoring
 from tests.small_run import PROMPTS, small_config
@@ -214,3 +215,33 @@ def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
         without = [line["step"] for line in whole if not line["time/rollout"]]
         assert without == [14, 17]
         assert max(line["ratio_max"] for line in whole[1:]) > 1.0001  # stale by one
+
+
+def test_a_scorer_is_switched_off_in_a_run_that_goes_on_and_on_again(run, capfd):
+    """Its scores vanish from the metrics, and the run says what has changed."""
+    on = RewardsConfig(points=8)
+    coarse = dataclasses.replace(on.weights.coarse, category=0.0)
+    off = dataclasses.replace(
+        on, weights=dataclasses.replace(on.weights, coarse=coarse)
+    )
+    run(steps=1, rewards=on)
+    run(steps=2, rewards=off)
+    assert "weights.coarse.category is 0, was 1" in "".join(capfd.readouterr())
+    lines = run(steps=3, rewards=on)
+    assert "weights.coarse.category is 1, was 0" in "".join(capfd.readouterr())
+    scored = ["score/coarse/category" in line for line in lines]
+    assert scored == [True, False, True]
+    assert [line["score/coarse/category_missing"] for line in lines[::2]] == [0, 0]
+    assert lines[0]["latency/category_p95"] > 0
+
+
+def test_missing_scores_end_a_run_that_wants_it_with_all_that_it_learnt(run, tmp_path):
+    (tmp_path / "nan.txt").write_text("nan\na chair\n")
+    strict = RewardsConfig(points=8, on_failure="stop", stop_after=2)
+    changes = {"prompts": str(tmp_path / "nan.txt"), "steps": 4, "checkpoint_every": 4}
+    with pytest.raises(UserError, match="missing in 2 steps in a row"):
+        run(rewards=strict, **changes)
+    lines = run(rewards=dataclasses.replace(strict, on_failure="mask"), **changes)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]  # went on after the second
+    assert all(line["score/refined/parts_missing"] == 0.5 for line in lines)
+    assert all(line["groups_used"] == 1 for line in lines)

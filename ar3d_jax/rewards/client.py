@@ -12,7 +12,7 @@ up to is `ensemble.py`.
 
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -59,6 +59,16 @@ class Scoring(Crew):
             config.deadline_s,
             log_dir,
         )
+
+    @property
+    def resolution(self) -> int:
+        """Voxels along one side of an object."""
+        return self._ring.layout.resolution
+
+    @property
+    def about(self) -> dict[str, dict[str, Any]]:
+        """Scorer -> its roles, model, revision and place, as the sidecar says."""
+        return self._children[-1].about
 
     def submit(
         self,

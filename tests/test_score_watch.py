@@ -1,0 +1,177 @@
+"""What is said of scores that look wrong, and when a run ends because of them."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ar3d_jax.collect import Batch
+from ar3d_jax.config_rewards import RewardsConfig
+from ar3d_jax.errors import UserError
+from ar3d_jax.rewards import known_object
+from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.score_watch import ScoreWatch, check_scorers, switched
+from tests.rewards.test_client import RENDER, prepare_stand_ins
+
+NAN = float("nan")
+
+
+class Run:
+    """A watch, what it said, and its last metrics."""
+
+    def __init__(self, **changes):
+        self.said = []
+        self.watch = ScoreWatch(RewardsConfig(**changes), self.said.append)
+        self.step = 0
+        self.metrics = {}
+
+    def see(self, *values, missing=None, latencies=()):
+        count = int(np.isnan(values).sum()) if missing is None else missing
+        batch = Batch(
+            {},
+            {"coarse": {"category": np.array(values)}},
+            {},
+            missing=collections.Counter({"coarse/category": count}),
+            scored=len(values),
+            latencies={"category": list(latencies)},
+        )
+        self.said.clear()
+        self.metrics = self.watch.look(self.step, batch)
+        self.step += 1
+        return self
+
+
+def test_numbers_by_hand():
+    run = Run().see(1.0, 3.0, NAN, NAN, latencies=[1.0, 2.0, 3.0])
+    assert run.metrics == {
+        "score/coarse/category_missing": 0.5,
+        "score/coarse/category_std": 1.0,
+        "latency/category_p50": 2.0,
+        "latency/category_p95": pytest.approx(2.9),
+    }
+    assert np.isnan(Run().see(NAN, NAN).metrics["score/coarse/category_std"])
+    assert "latency/category_p50" not in Run().see(1.0, 2.0).metrics
+
+
+def test_missing_scores_of_groups_that_were_left_out_count():
+    assert (
+        Run().see(1.0, 2.0, missing=1).metrics["score/coarse/category_missing"] == 0.5
+    )
+
+
+def test_many_missing_scores_are_said_once_and_when_it_is_over():
+    run = Run(missing_alarm=0.3)
+    assert run.see(1.0, 2.0, 3.0, NAN).said == []
+    (line,) = run.see(1.0, 2.0, NAN, NAN).said
+    assert line.startswith("step 1: 50% of the scores coarse/category are missing")
+    assert run.see(1.0, 3.0, NAN, NAN).said == []
+    assert run.see(1.0, 2.0, 3.0, 4.0).said == [
+        "step 3: no longer: coarse/category missing"
+    ]
+
+
+def test_scores_that_are_all_equal_are_said():
+    run = Run()
+    (line,) = run.see(0.0, 0.0, 0.0).said
+    assert "all scores coarse/category of the batch are 0" in line
+    assert run.see(0.0, 1.0).said == ["step 1: no longer: coarse/category flat"]
+    assert run.see(NAN, 1.0).said == [
+        "step 2: 50% of the scores coarse/category are missing, more than "
+        "rewards.missing_alarm=0.2"
+    ]
+
+
+def test_a_score_that_is_frozen_over_steps_is_said():
+    run = Run(frozen_alarm=3)
+    assert run.see(1.0, 2.0).said == run.see(1.0, 2.0).said == []
+    (line,) = run.see(2.0, 1.0).said
+    assert "have had the mean 1.5 for 3 steps" in line
+    assert run.see(2.0, 1.5).said == ["step 3: no longer: coarse/category frozen"]
+
+
+def test_missing_scores_end_the_run_only_where_that_is_wanted():
+    for changes, limit in (({}, None), ({"stop_after": 2}, 2)):
+        on_failure = "mask" if limit is None else "stop"
+        run = Run(on_failure=on_failure, **changes)
+        run.see(1.0, NAN).watch.check()
+        run.see(1.0, 2.0).watch.check()
+        run.see(1.0, NAN).watch.check()
+        run.see(1.0, NAN)
+        if limit is None:
+            run.watch.check()
+        else:
+            with pytest.raises(UserError, match="missing in 2 steps in a row"):
+                run.watch.check()
+
+
+def test_what_was_switched_is_said():
+    saved = {"coarse": {"category": 1.0, "alignment": 1.0}, "refined": {}}
+    now = {"coarse": {"category": 0.0, "alignment": 1.0}, "refined": {}}
+    assert switched(saved, now) == ["rewards.weights.coarse.category is 0, was 1"]
+
+
+# --- before the first step ------------------------------------------------------------
+
+
+def test_the_known_chair_has_all_its_parts():
+    for resolution in (32, 64):
+        inside = known_object.chair(resolution) > 0
+        middle = resolution // 2
+        below, seat, above = (
+            inside[..., int(z * resolution)].any(axis=None) for z in (0.2, 0.5, 0.8)
+        )
+        assert below
+        assert seat
+        assert above
+        assert not inside[:, :middle, int(0.8 * resolution)].any()  # the back is behind
+        assert 0.02 < inside.mean() < 0.15
+
+
+@pytest.fixture
+def scoring(tmp_path, monkeypatch):
+    prepare_stand_ins(tmp_path, monkeypatch)
+    monkeypatch.setattr(Scoring, "worker_module", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(Scoring, "sidecar_module", "tests.rewards.stand_in_sidecar")
+
+    def make(rewards):
+        return Scoring(RENDER, rewards, 8, 4, tmp_path / "logs")
+
+    return make
+
+
+def test_a_table_of_all_scorers_is_said(scoring):
+    rewards, said = RewardsConfig(points=8, judge=True), []
+    with scoring(rewards) as open_scoring:
+        check_scorers(open_scoring, rewards, ("coarse", "refined"), said.append)
+    assert said[0] == "a wooden chair with four legs, as every scorer sees it:"
+    head, row = said[1:]  # the judge is no reward
+    assert head.split() == ["scorer", "model", "revision", "place", "seconds", "scores"]
+    assert row.startswith("embedded")
+    assert "obedient" in row
+    for role in ("preference", "category", "quality", "parts"):
+        assert f"{role} 0." in row
+
+
+def test_a_scorer_without_any_score_ends_the_run_before_it_begins(scoring, monkeypatch):
+    monkeypatch.setattr(known_object, "PROMPT", "raise")
+    rewards, said = RewardsConfig(points=8), []
+    with (
+        pytest.raises(UserError, match="by embedded: ValueError: as I was told: mend"),
+        scoring(rewards) as open_scoring,
+    ):
+        check_scorers(open_scoring, rewards, ("coarse",), said.append)
+    assert "preference -" in said[-1]
+
+
+def test_one_step_training_asks_its_own_ensemble_alone(scoring):
+    rewards = RewardsConfig(points=8, ensemble="coarse")
+    none = {role: 0.0 for role in rewards.roles("refined")}
+    weights = dataclasses.replace(
+        rewards.weights, refined=dataclasses.replace(rewards.weights.refined, **none)
+    )
+    rewards, said = dataclasses.replace(rewards, weights=weights), []
+    with scoring(rewards) as open_scoring:
+        check_scorers(open_scoring, rewards, ("shape",), said.append)
+    assert "category" in said[-1]
+    assert "parts" not in said[-1]
