@@ -237,7 +237,8 @@ class RewardsConfig:
                     bool(value),
                     f"rewards.remote.{field}",
                     value,
-                    "something, as rewards.backend is remote",
+                    "something, as rewards.backend is remote (python -m "
+                    "ar3d_jax.rewards.serve)",
                 )
         if self.backend == "openai":
             for name in self.loaded():
@@ -247,7 +248,8 @@ class RewardsConfig:
                         bool(found) and all("://" in url for url in found),
                         f"rewards.{name}.endpoints",
                         found,
-                        "one http://host:port/v1 or more, as rewards.backend is openai",
+                        "one http://host:port/v1 or more, as rewards.backend is openai "
+                        "(launch/rewards_vllm.sh starts them)",
                     )
 
     def loaded(self) -> dict[str, tuple[str, ...]]:
