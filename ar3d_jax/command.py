@@ -208,7 +208,7 @@ class _FieldParser(flags.ArgumentParser):
         self.kind = type(default)
 
     def parse(self, argument: Any) -> Any:
-        """Texts stay texts where the field is one; a tuple's may stand between commas."""
+        """Texts stay texts where the field is one; commas separate those of a tuple."""
         if self.kind is str or not isinstance(argument, str):
             return argument
         try:
