@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,7 @@ def test_bad_input_is_one_line(files, flags, message, monkeypatch, capsys):
     ):
         (files / name).write_text(text)
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tempfile, "tempdir", str(files))  # of logs, which stay
     arguments = [flag.replace("{}", str(files)) for flag in flags]
     monkeypatch.setattr(sys, "argv", ["score", *arguments])
     with pytest.raises(SystemExit) as caught:

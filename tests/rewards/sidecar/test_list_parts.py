@@ -1,6 +1,7 @@
 """What a judge is asked about a prompt's parts, and what its answers are worth."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_text_alone_is_answered_as_the_library_would(folder):
     chat = LocalChat(config, "rewards.qwen_vl", 1)
     asked = [list_parts.question(text) for text in ("a chair", "a tall lamp", "b")]
     found = chat.prepare(asked[:1])
-    wanted = dict(inputs_of_transformers(folder, asked[0]))
+    wanted: Any = inputs_of_transformers(folder, asked[0])
     assert set(found) == set(wanted) >= {"input_ids", "attention_mask"}
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name].to(tensor.dtype), tensor, rtol=0, atol=0)
