@@ -107,13 +107,21 @@ def read(path: Path) -> dict[str, Parts]:
         if line.strip():
             try:
                 row = json.loads(line)
-                parts = tuple(_part(part) for part in _of(row, "parts", list))
-                lists[" ".join(_of(row, "prompt", str).split())] = parts
+                lists[" ".join(_of(row, "prompt", str).split())] = parts_of(row)
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"part lists {path}, line {number}: {error}; expected {EXAMPLE}"
                 ) from error
     return lists
+
+
+def parts_of(row: Any) -> Parts:
+    """The parts of one JSON object, as in a line of the file.
+
+    Raises:
+        ValueError: it has none, or something else there.
+    """
+    return tuple(_part(part) for part in _of(row, "parts", list))
 
 
 def _part(part: Any) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Objects in, scores out: what the trainer sees of drawing and scoring.
+"""Objects in, scores out: what trainer and `score.py` see of drawing and scoring.
 
 `Scoring` starts the render workers and the sidecar and keeps them alive; drawing and
 scoring go on while the trainer computes. A score depends on the object and its prompt
@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from ar3d_jax.config import RenderConfig, RewardsConfig, to_dict
 from ar3d_jax.rewards import wire
 from ar3d_jax.rewards.crew import Crew
-from ar3d_jax.rewards.ticket import Scores
+from ar3d_jax.rewards.ticket import MeshFile, Scores
 
 
 class Scoring(Crew):
@@ -38,9 +38,10 @@ class Scoring(Crew):
     ) -> None:
         """Takes the ring's memory; entering the block starts the processes.
 
-        `rewards=None` only draws. `slots` bounds the memory, not the objects, which
-        wait for a free one: 8 per worker keep all processes busy. The processes write
-        `render.log` and `sidecar.log` in `log_dir`.
+        `rewards=None` only draws. `resolution` is the logits'; 0 where all objects are
+        files. `slots` bounds the memory, not the objects, which wait for a free one: 8
+        per worker keep all processes busy. The processes write `render.log` and
+        `sidecar.log` in `log_dir`.
 
         Raises:
             UserError: not enough memory for the ring; `log_dir` cannot be written;
@@ -95,6 +96,31 @@ class Scoring(Crew):
             )
         roles = self._rewards.roles(step) if self._rewards else ()
         return self._carry(Scores, roles, own, prompts, keep_views)
+
+    def submit_files(
+        self,
+        meshes: Sequence[pathlib.Path],
+        prompts: Sequence[str],
+        roles: tuple[str, ...],
+        *,
+        up: str = "y",
+    ) -> Scores:
+        """Hands over N mesh files to be drawn and scored, and returns at once.
+
+        Args:
+            meshes: what `render/meshes.py` reads.
+            prompts: what each should be.
+            roles: what they are scored for; one without a weight, in any step, has no
+                scorer, and is missing.
+            up: the files' up axis, "y" (glTF's) or "z".
+
+        Raises:
+            UserError: a prompt is too long for a message, or a process failed for good.
+        """
+        if len(meshes) != len(prompts):
+            raise ValueError(f"{len(meshes)} meshes and {len(prompts)} prompts")
+        files = [MeshFile(path.absolute(), up) for path in meshes]
+        return self._carry(Scores, roles, files, prompts, keep_views=False)
 
     def collect(
         self, ticket: Scores

@@ -12,14 +12,19 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from ar3d_jax.data import part_lists
+from ar3d_jax.data.part_lists import Parts
 from ar3d_jax.rewards.sidecar.scorers import Verdict
 
 AXES = ("alignment", "coherence", "style")  # of UnifiedReward's pointwise format
 DUST = 1e-3
 LONGEST = 20_000  # characters that are read, from the end
+MOST_PARTS = 12  # of a prompt; each costs the scorer two questions; our choice
 SETTLED = 3  # decimals after which it does not matter that a number was cut off
+
+Found = TypeVar("Found")
 
 _GAP = r"[\s*_`\"'\[(<]*"  # what markdown and quoting put around labels and numbers
 _NUMBER = re.compile(
@@ -112,6 +117,26 @@ def align_lmm(answer: Answer) -> Verdict:
     )
 
 
+def parts(answer: Answer) -> tuple[Parts | None, str | None]:
+    """`parts`, 1 to MOST_PARTS names and counts, or why they cannot be read.
+
+    A part that comes twice counts as it did first.
+    """
+
+    def read(text: str) -> Parts:
+        try:
+            found = part_lists.parts_of(_object(text, answer, "parts"))
+        except _Unreadable:
+            raise
+        except ValueError as error:
+            raise _Unreadable(str(error)) from error
+        if not 1 <= len(found) <= MOST_PARTS:
+            raise _Unreadable(f"there are {len(found)} parts, not 1 to {MOST_PARTS}")
+        return tuple({name: (name, n) for name, n in reversed(found)}.values())[::-1]
+
+    return _read(answer, read)
+
+
 def _sum(answer: Answer, *keys: str) -> Verdict:
     def read(text: str) -> float:
         found = _object(text, answer, *keys)
@@ -121,8 +146,16 @@ def _sum(answer: Answer, *keys: str) -> Verdict:
 
 
 def _verdict(answer: Answer, read: Callable[[str], float]) -> Verdict:
+    value, reason = _read(answer, read)
+    return math.nan if value is None else value, reason
+
+
+def _read(
+    answer: Answer, read: Callable[[str], Found]
+) -> tuple[Found | None, str | None]:
+    """What `read` finds behind the reasoning, or why it finds nothing."""
     if answer.reason is not None:
-        return math.nan, answer.reason
+        return None, answer.reason
     text = answer.text[-LONGEST:].rpartition("</think>")[2].strip()
     try:
         if "<think>" in text:
@@ -130,7 +163,7 @@ def _verdict(answer: Answer, read: Callable[[str], float]) -> Verdict:
         return read(text), None
     except _Unreadable as error:
         said = " ".join(text.split())
-        return math.nan, f"{error}; it answered {said[:120]!r}"
+        return None, f"{error}; it answered {said[:120]!r}"
 
 
 def _cut(answer: Answer) -> str:

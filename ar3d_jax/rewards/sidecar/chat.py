@@ -41,7 +41,7 @@ class Question:
 
     Attributes:
         text: What is asked.
-        pictures: What it is asked about.
+        pictures: What it is asked about; there may be none.
         schema: JSON schema of the answer, for servers that can hold a model to it.
     """
 

@@ -9,7 +9,7 @@ generation_config plays no part.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,12 @@ class LocalChat:
     def prepare(self, questions: Sequence[Question]) -> dict[str, Tensor]:
         """The model's inputs, padded on the left, on its device."""
         pictures = [Image.fromarray(view) for q in questions for view in q.pictures]
-        seen = self._images(images=pictures, return_tensors="pt")
-        area = self._images.merge_size**2
-        counts = iter((seen["image_grid_thw"].prod(1) // area).tolist())
+        seen: dict[str, Tensor] = {}  # the processor refuses to see nothing
+        counts: Iterator[int] = iter(())
+        if pictures:
+            seen = dict(self._images(images=pictures, return_tensors="pt"))
+            area = self._images.merge_size**2
+            counts = iter((seen["image_grid_thw"].prod(1) // area).tolist())
         image = self._model.config.image_token_id
         rows = []
         for question in questions:
@@ -117,8 +120,7 @@ class LocalChat:
             "input_ids": tokens,
             "attention_mask": torch.tensor(there),
             "mm_token_type_ids": (tokens == image).int(),  # for 3D positions
-            "pixel_values": seen["pixel_values"],
-            "image_grid_thw": seen["image_grid_thw"],
+            **seen,
         }
         return {name: value.to(self._model.device) for name, value in inputs.items()}
 
