@@ -29,21 +29,27 @@ NEVER = {"trust_remote_code", "eval", "exec", "add_safe_globals", "safe_globals"
 
 def faults(source):
     """What a source must not do, as (line, what)."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call):
-            found += [(node.lineno, what) for what in _faults_of_call(node)]
-        elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":
-            found.append((node.lineno, node.value))
-        for name in names:
-            if name.split(".")[0] in PICKLES or name in ("torch.load", "numpy.load"):
-                found.append((node.lineno, f"import {name}"))
-    return found
+    return [
+        (node.lineno, what)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt | ast.expr)
+        for what in _faults_of(node)
+    ]
+
+
+def _faults_of(node):
+    names = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.Call):
+        yield from _faults_of_call(node)
+    elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":
+        yield "trust_remote_code"
+    for name in names:
+        if name.split(".")[0] in PICKLES or name in ("torch.load", "numpy.load"):
+            yield f"import {name}"
 
 
 def _faults_of_call(call):

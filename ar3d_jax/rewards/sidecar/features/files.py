@@ -125,7 +125,9 @@ def build(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    shapes = {name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]}
+    # A set: in order, so that the same file gives the same line.
+    misshapen = sorted(found["mismatched_keys"])
+    shapes = {name: (tuple(a), tuple(b)) for name, a, b in misshapen}
     _check(sorted(found["missing_keys"]), shapes, path, field, expected)
     return built.eval()
 
