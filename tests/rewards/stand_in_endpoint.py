@@ -27,14 +27,15 @@ class Endpoint:
         most: The most requests at one time.
     """
 
-    def __init__(self, *script, model="judge"):
+    def __init__(self, *script, model="judge", port=0):
+        self.port = port
         self.script, self.model = list(script) or [(200, {}, completion())], model
         self.bodies, self.times = [], []
         self.now = self.most = 0
         self._open = set()
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         return self

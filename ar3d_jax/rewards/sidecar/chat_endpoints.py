@@ -118,17 +118,18 @@ class Endpoints:
         """
         self._config = config
         model, _, revision = config.model.partition("@")
-        silent = [
-            problem
-            for url in config.endpoints
-            if (problem := _check(url.rstrip("/"), model, config.server, field))
-        ]
-        if len(silent) == len(config.endpoints):
-            raise UserError(_refusal(silent[0], model, field))
-        for problem in silent:  # it may come back, and is asked as if it rested
-            print(f"{field}.endpoints: {problem}; going on without", file=sys.stderr)
         self._model, self.statistics = model, Statistics()
         self._endpoints = [_Endpoint(url, config.in_flight) for url in config.endpoints]
+        silent = []
+        for endpoint in self._endpoints:
+            problem = _check(endpoint.url, model, config.server, field)
+            if problem:
+                silent.append(problem)
+                endpoint.failures = FAILURES  # it may come back: one request, then
+        if len(silent) == len(config.endpoints):
+            raise UserError(_refusal("; ".join(silent), model, field))
+        for problem in silent:
+            print(f"{field}.endpoints: {problem}; going on without", file=sys.stderr)
         self._changed = asyncio.Condition()
         self.about = About(model, revision or "as served", " ".join(config.endpoints))
 
@@ -338,19 +339,21 @@ def _check(url: str, model: str, server: str, field: str) -> str | None:
         reply.raise_for_status()
         served = [one["id"] for one in reply.json()["data"]] if lists else [model]
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        return f"{place} does not answer ({type(error).__name__}: {error})"
+        said = " ".join(str(error).split())[:200]
+        return f"{place} does not answer ({type(error).__name__}: {said})"
     except (ValueError, LookupError, TypeError):
         problem = f"{place} answers with something else than a list of models"
     else:
         if model in served:
             return None
-        problem = f"{url} serves {', '.join(map(str, served)) or 'nothing'}"
+        names = " ".join(", ".join(map(str, served)).split())[:200]
+        problem = f"{url} serves {names or 'nothing'}"
     raise UserError(_refusal(problem, model, field))
 
 
 def _refusal(problem: str, model: str, field: str) -> str:
     return (
-        f"{field}.endpoints: {' '.join(problem.split())[:300]}; expected {model}: "
+        f"{field}.endpoints: {problem}; expected {model}: "
         "start it there (launch/rewards_vllm.sh), or pass other "
         f"--config.{field}.endpoints"
     )

@@ -7,7 +7,6 @@ pixels, and a mark on each. Sampling is the config's alone: the checkpoint's
 generation_config plays no part.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ar3d_jax import weights
 from ar3d_jax.config_rewards import JudgeConfig
-from ar3d_jax.rewards.sidecar import devices
+from ar3d_jax.rewards.sidecar import devices, revisions
 from ar3d_jax.rewards.sidecar.answers import Answer
 from ar3d_jax.rewards.sidecar.chat import PIXELS, Question, generation_fields
 from ar3d_jax.rewards.sidecar.features import files
@@ -53,7 +52,7 @@ class LocalChat:
         if not self._ends:
             problem = f"has a tokenizer without {' and '.join(ENDS)}"
             files.refuse(f"{field}.model", folder, problem, EXPECTED)
-        self.about = About(config.model, _revision(folder), str(device))
+        self.about = About(config.model, revisions.revision_of(folder), str(device))
         # What is not said below would be taken from here, and it was the checkpoint's.
         self._model.generation_config = transformers.GenerationConfig()
         self._generation = transformers.GenerationConfig(
@@ -189,14 +188,3 @@ def _load_images(folder: Path, field: str) -> Any:
     most = min(images.size["longest_edge"], PIXELS)
     images.size = {"shortest_edge": images.size["shortest_edge"], "longest_edge": most}
     return images
-
-
-def _revision(folder: Path) -> str:
-    """The commit, if the folder is in Hugging Face's cache; else a checksum."""
-    if folder.resolve().parent.name == "snapshots":
-        return folder.resolve().name
-    total = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{total.hexdigest()[:12]}"

@@ -25,6 +25,8 @@ def device_of(name: str, field: str) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):  # of torch's others none is tested
+            raise RuntimeError(f"a device of type {device.type}")
     except RuntimeError as error:
         raise UserError(
             f"config field {field} is {name!r}; expected auto, cpu or cuda:0"

@@ -363,6 +363,20 @@ def test_one_dies_for_good_while_the_other_lives():
     assert len(living.bodies) > 150
 
 
+def test_one_that_was_down_at_the_start_gets_one_request_at_a_time(monkeypatch):
+    stuck, good = Endpoint("wait"), Endpoint(0.05)
+    check = chat_endpoints._check
+    monkeypatch.setattr(
+        chat_endpoints,
+        "_check",
+        lambda url, *rest: "is down" if url == stuck.url else check(url, *rest),
+    )
+    ended = ask(stuck, good, count=30, in_flight=8, request_s=0.2)
+    assert ended.answers == [Answer("fine")] * 30
+    assert stuck.most == 1
+    assert good.most > 1
+
+
 def test_one_that_comes_back_is_used_again():
     flaky = Endpoint(*[(500, {}, "")] * 3, FINE)
     other = Endpoint(0.1)

@@ -1,6 +1,7 @@
 """A small Qwen2.5-VL in this process: what it sees and answers, and bad folders."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar.chat import Question
 from ar3d_jax.rewards.sidecar.chat_local import LocalChat
 from tests.rewards import serve_transformers, tiny_qwen
+from tests.rewards.sidecar.resting import rest_and_wake
 
 FIELD = "rewards.qwen_vl"
 TOKENS = 12
@@ -152,7 +154,8 @@ def test_a_large_picture_is_made_smaller(chat):
 def test_what_it_is(folder, chat, tmp_path):
     assert chat.about.model == str(folder)
     assert chat.about.place == "cpu"
-    assert chat.about.revision.startswith("sha256:")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert chat.about.revision == f"sha256:{digest[:12]}"
     other = tiny_qwen.make(tmp_path / "other", seed=1)
     assert load(other).about.revision != chat.about.revision
     cached = tmp_path / "models--a--b" / "snapshots" / "0123abc"
@@ -233,11 +236,20 @@ def test_a_bad_folder_is_one_line(folder, tmp_path, spoil, problem):
     assert f"--config.{FIELD}.model" in message
 
 
-def test_a_device_that_is_not_there(folder):
-    with pytest.raises(UserError, match=r"^rewards\.qwen_vl\.device is 'cuda:9': "):
-        load(folder, device="cuda:9")
-    with pytest.raises(UserError, match=r"^rewards\.qwen_vl\.device is 'gpu': "):
-        load(folder, device="gpu")
+@pytest.mark.parametrize("device", ["cuda:9", "gpu"])
+def test_a_device_that_is_not_there(folder, device):
+    line = (
+        rf"^config field rewards\.qwen_vl\.device is '{device}'.*; expected auto, cpu"
+    )
+    with pytest.raises(UserError, match=line):
+        load(folder, device=device)
+
+
+def test_after_a_rest_the_answers_are_the_same(folder):
+    chat = load(folder)
+    answers = chat.answer(QUESTIONS[:3])
+    rest_and_wake(chat, chat._model)
+    assert chat.answer(QUESTIONS[:3]) == answers
 
 
 def test_a_model_that_is_nowhere():

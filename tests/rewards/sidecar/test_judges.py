@@ -179,6 +179,12 @@ class Echo:
         self.calls.append(len(questions))
         return [Answer(question.text) for question in questions]
 
+    def wake(self):
+        self.calls.append("wake")
+
+    def rest(self):
+        self.calls.append("rest")
+
 
 class Views:
     """A judge that asks as many questions as there are views, and counts letters."""
@@ -199,6 +205,9 @@ def test_each_object_gets_its_own_answers():
     subjects = [subject("x", prompt="ab", views=2), subject("y", prompt="c", views=5)]
     assert judge.score(subjects) == [{"x": (4.0, None)}, {"y": (5.0, None)}]
     assert echo.calls == [7]
+    judge.rest()
+    judge.wake()
+    assert echo.calls == [7, "rest", "wake"]
     assert judge.close() is None
 
 

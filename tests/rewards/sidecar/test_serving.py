@@ -73,6 +73,51 @@ def test_a_server_that_is_not_there():
     assert "launch/rewards_vllm.sh" in str(caught.value)
 
 
+def test_servers_that_are_all_not_there_are_one_line():
+    urls = tuple(f"http://127.0.0.1:{free_port()}/v1" for _ in range(2))
+    with pytest.raises(UserError) as caught:
+        Endpoints(JudgeConfig(model="judge", endpoints=urls), FIELD)
+    line = str(caught.value)
+    assert line.startswith(f"{FIELD}.endpoints: {urls[0]}/models does not answer (Con")
+    assert f"; {urls[1]}/models does not answer (ConnectError: " in line
+    assert "; expected judge: start it there" in line
+    assert f"--config.{FIELD}.endpoints" in line
+    assert "\n" not in line
+
+
+def test_one_of_two_that_is_not_there_is_said_and_asked_once_it_is(capsys):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1"
+
+    async def ask(servers, count):
+        end = time.monotonic() + 30
+        asked = (servers.answer(Question("?", VIEWS), end) for _ in range(count))
+        return [answer.text for answer in await asyncio.gather(*asked)]
+
+    async def run():
+        async with Endpoint() as good:
+            config = JudgeConfig(model="judge", endpoints=(url, good.url))
+            servers = await asyncio.to_thread(Endpoints, config, FIELD)
+            said = capsys.readouterr().err
+            assert await ask(servers, 3) == ["fine"] * 3
+            assert servers.statistics.failures.keys() <= {"transport"}
+            assert len(good.bodies) == 3
+            async with Endpoint(port=port) as late:
+                while not late.bodies:
+                    assert await ask(servers, 1) == ["fine"]
+                    await asyncio.sleep(0.05)
+                assert await ask(servers, 20) == ["fine"] * 20
+                await servers.close()
+                return said, good.url, len(late.bodies)
+
+    said, other, asked = asyncio.run(asyncio.wait_for(run(), 60))
+    (line,) = said.splitlines()
+    assert line.startswith(f"{FIELD}.endpoints: {url}/models does not answer (Connect")
+    assert line.endswith("; going on without")
+    assert other not in line
+    assert asked > 5
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The folder and the URL of a small model in a real server."""

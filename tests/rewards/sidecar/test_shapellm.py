@@ -10,6 +10,7 @@ import transformers
 
 from ar3d_jax.config_rewards import RewardsConfig, ShapeLlmConfig
 from ar3d_jax.errors import UserError
+from ar3d_jax.rewards.sidecar import revisions
 from ar3d_jax.rewards.sidecar.scorers import (
     SCORERS,
     About,
@@ -20,7 +21,7 @@ from ar3d_jax.rewards.sidecar.scorers import (
     shapellm_model,
 )
 from tests.rewards.sidecar import published_shapellm as published
-from tests.rewards.sidecar.test_recon import Malicious
+from tests.rewards.sidecar.resting import rest_and_wake
 
 CPU = torch.device("cpu")
 PROMPT = "a chair with four legs and a round back"
@@ -212,18 +213,19 @@ def test_scorer_is_what_the_sidecar_expects(places, scorer):
     assert SCORERS["shapellm"] == shapellm.__name__
     assert scorer.batch == 1
     assert scorer.about.model == str(places[0])
-    assert scorer.about.revision.startswith("crc32 ")
+    assert scorer.about.revision == revisions.revision_of(places[0])
     assert scorer.about.place == "cpu"
     assert scorer.score([]) == []
     scorer.close()
 
 
-def test_the_revision_is_the_projectors(tmp_path, scorer):
+def test_the_revision_is_of_the_language_models_files(tmp_path, scorer):
     published.folder(tmp_path / "llm", seed=5)
     published.encoder(tmp_path / recon.PUBLISHED)
     other = shapellm.load(settings((tmp_path / "llm", tmp_path)))
     assert other.about.revision != scorer.about.revision
-    commit = tmp_path / ("0a" * 20)
+    commit = tmp_path / "models--a--b" / "snapshots" / ("0a" * 20)
+    commit.parent.mkdir(parents=True)
     (tmp_path / "llm").rename(commit)
     known = shapellm.load(settings((commit, tmp_path)))
     assert known.about.revision == "0a" * 20
@@ -249,6 +251,13 @@ def test_bfloat16_is_nearly_the_same(places, scorer):
     assert not np.array_equal(*answers)
 
 
+def test_after_a_rest_the_scores_are_the_same(places):
+    scorer = shapellm.load(settings(places))
+    score = number(scorer, subject(600))
+    rest_and_wake(scorer, scorer._model._encoder, scorer._model._language)
+    assert number(scorer, subject(600)) == score
+
+
 def test_an_object_without_points_has_no_parts(scorer):
     assert number(scorer, subject(0)) == (0.0, None)
 
@@ -258,6 +267,10 @@ class Fixed(shapellm_model.ShapeLlm):
 
     def __init__(self, answers):
         self.answers, self.asked = answers, []
+
+    @property
+    def device(self):
+        return CPU
 
     def point_tokens(self, cloud):
         return torch.zeros(4, 2)
@@ -389,26 +402,14 @@ def test_a_projector_for_another_encoder_is_refused(tmp_path):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("shard", [1, 2])
-def test_a_shard_that_would_run_something_is_refused(tmp_path, shard):
-    published.folder(tmp_path / "llm")
-    published.encoder(tmp_path / recon.PUBLISHED)
-    path = tmp_path / "llm" / f"pytorch_model-0000{shard}-of-00002.bin"
-    mark = tmp_path / "mark"
-    torch.save({"lm_head.weight": Malicious(mark)}, path)
-    with pytest.raises(UserError, match=r"cannot be read \(Unpickling") as caught:
-        shapellm.load(settings((tmp_path / "llm", tmp_path)))
-    assert "\n" not in str(caught.value)
-    assert not mark.exists()
-
-
 def test_absent_folders_and_devices_are_one_line(tmp_path, places):
     own = ShapeLlmConfig(weights=str(tmp_path / "no"), encoder=str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"shapellm\.weights.*shapellm\.encoder"):
         shapellm.load(RewardsConfig(shapellm=own))
     for device in ("cuda:7", "gpu"):
         wrong = dataclasses.replace(settings(places).shapellm, device=device)
-        with pytest.raises(UserError, match=r"device is '.*which torch") as caught:
+        line = f"^config field rewards.shapellm.device is '{device}'.*; expected auto"
+        with pytest.raises(UserError, match=line) as caught:
             shapellm.load(RewardsConfig(shapellm=wrong))
         assert "\n" not in str(caught.value)
 

@@ -4,12 +4,10 @@ Nothing that a pickle could call is called: torch files are read as tensors only
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import safetensors
 import safetensors.torch
 import torch
 import transformers
@@ -18,11 +16,6 @@ from torch import Tensor, nn
 from ar3d_jax.errors import UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a published folder
-
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
-    *(pickle.UnpicklingError, safetensors.SafetensorError),
-)
 
 
 def refuse(field: str, path: Path, problem: str, expected: str) -> NoReturn:
@@ -59,17 +52,20 @@ def read_tensors(
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except _UNREADABLE as error:
+    except Exception as error:  # of pickle's, of zip's, of torch's: many kinds
         refuse(field, path, f"cannot be read ({first_line(error)})", expected)
+    where = ""
     if key is not None:
         if not isinstance(state, dict) or key not in state:
             refuse(field, path, f"has no {key}", expected)
-        state = state[key]
+        state, where = state[key], f" under {key}"
     tensors = isinstance(state, dict) and all(
-        isinstance(tensor, Tensor) for tensor in state.values()
+        isinstance(name, str) and isinstance(tensor, Tensor)
+        for name, tensor in state.items()
     )
     if not tensors:
-        refuse(field, path, "holds something else than named tensors", expected)
+        problem = f"holds something else than named tensors{where}"
+        refuse(field, path, problem, expected)
     return state
 
 
@@ -129,7 +125,9 @@ def build(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    shapes = {name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]}
+    # A set: in order, so that the same file gives the same line.
+    misshapen = sorted(found["mismatched_keys"])
+    shapes = {name: (tuple(a), tuple(b)) for name, a, b in misshapen}
     _check(sorted(found["missing_keys"]), shapes, path, field, expected)
     return built.eval()
 

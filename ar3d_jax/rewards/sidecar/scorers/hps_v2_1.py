@@ -5,13 +5,12 @@ It is the plain cosine: no logit scale, and not the 100 times of published table
 its authors say, it compares pictures of one prompt.
 
 The network is a CLIP in open_clip's layout, `open_clip_file.py`; the prompt's tokens
-are `clip_text.py`. HPS v2.0 has the same layout and other scores: only the checksum in
-`about` tells them apart. In float16 the weights are float16, half the memory, where the
-authors keep float32 ones and cast them at each step (autocast).
+are `clip_text.py`. HPS v2.0 has the same layout and other scores: only the file's name
+and revision, in `about`, tell them apart. In float16 the weights are float16, half the
+memory, where the authors keep float32 ones and cast them at each step (autocast).
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from torch.nn import functional
 
 from ar3d_jax import weights
 from ar3d_jax.config import RewardsConfig
-from ar3d_jax.rewards.sidecar import devices
+from ar3d_jax.rewards.sidecar import devices, revisions
 from ar3d_jax.rewards.sidecar.scorers import About, Subject, Verdicts, open_clip_file
 from ar3d_jax.rewards.sidecar.scorers.clip_text import ClipTokenizer
 
@@ -149,8 +148,5 @@ def load(config: RewardsConfig) -> HpsScorer:
     path = path / FILE if path.is_dir() else path
     model = open_clip_file.load(path, FIELD, EXPECTED)
     dtype = devices.dtype_of(own.dtype, device, torch.float16)
-    # The same file has the same name, wherever it came from.
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    about = About("HPS v2.1", f"sha256 {checksum[:16]}", str(device))
+    about = About(path.name, revisions.revision_of(path), str(device))
     return HpsScorer(model.to(device=device, dtype=dtype), about, own.batch)

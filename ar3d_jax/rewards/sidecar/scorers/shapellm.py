@@ -16,7 +16,6 @@ The network is `shapellm_model.py`, its encoder `recon.py`. One object is read a
 time: its questions share one pass.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from jaxtyping import Float, UInt8
 from ar3d_jax import weights
 from ar3d_jax.config_rewards import RewardsConfig, ShapeLlmConfig
 from ar3d_jax.data import part_lists
-from ar3d_jax.rewards.sidecar import devices
+from ar3d_jax.rewards.sidecar import devices, revisions
 from ar3d_jax.rewards.sidecar.scorers import (
     About,
     Subject,
@@ -42,7 +41,6 @@ KINDS = ("existence", "completeness")
 MOST = 10_000  # points of a cloud, as in ShapeLLM's training
 # Of yes and no together. Chance gives four words of 32,000 an eighth of it.
 LEAST = 1e-3
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def read_questions() -> dict[str, str]:
@@ -162,7 +160,5 @@ def load(config: RewardsConfig) -> ShapeLlmScorer:
     place = devices.device_of(own.device, "rewards.shapellm.device")
     dtype = devices.dtype_of(own.dtype, place, torch.float16)
     model = shapellm_model.load(folder, encoder, place, dtype)
-    # Hugging Face's cache names the folder by the commit.
-    revision = folder.name if _COMMIT.fullmatch(folder.name) else model.checksum
-    about = About(own.weights, revision, str(place))
+    about = About(own.weights, revisions.revision_of(folder), str(place))
     return ShapeLlmScorer(model, own, lists, about)

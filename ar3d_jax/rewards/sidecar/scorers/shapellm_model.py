@@ -10,7 +10,6 @@ language model is transformers' `LlamaForCausalLM`, with the projector as its
 import dataclasses
 import itertools
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,26 +125,16 @@ def build(config: transformers.LlamaConfig, widths: Widths) -> Any:
 
 
 class ShapeLlm:
-    """Encoder, projector, language model and tokenizer, ready to be asked.
-
-    Attributes:
-        checksum: Of the projector's numbers, as published.
-    """
+    """Encoder, projector, language model and tokenizer, ready to be asked."""
 
     def __init__(
-        self,
-        encoder: recon.PointEncoder,
-        language: Any,
-        tokenizer: Any,
-        *,
-        checksum: str,
+        self, encoder: recon.PointEncoder, language: Any, tokenizer: Any
     ) -> None:
         self._encoder, self._language = encoder, language
         self._projector: Projector = language.model.mm_projector
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         self._words = [[vocabulary[word] for word in words] for words in (YES, NO)]
-        self.checksum = checksum
 
     @property
     def device(self) -> torch.device:
@@ -212,15 +201,6 @@ class ShapeLlm:
         return table(torch.tensor(tokens, device=table.weight.device))
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of the projector: the whole takes minutes, and only this no other model has."""
-    found = 0
-    for name in sorted(name for name in tensors if name.startswith(_PROJECTOR)):
-        # float32 holds every published type exactly, and numpy has no bfloat16.
-        found = zlib.crc32(tensors[name].float().numpy().tobytes(), found)
-    return f"crc32 {found:08x}"
-
-
 def load(
     folder: Path, encoder: Path, place: torch.device, dtype: torch.dtype
 ) -> ShapeLlm:
@@ -256,7 +236,7 @@ def load(
     # Its angles are in no file.
     rotary = language.model.rotary_emb
     language.model.rotary_emb = type(rotary)(config).to(place)
-    return ShapeLlm(points, language, tokenizer, checksum=_checksum(tensors))
+    return ShapeLlm(points, language, tokenizer)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
