@@ -1,6 +1,6 @@
 """Does a run fit a TPU? Compiles its programs for one, on a machine without.
 
-    pip install libtpu
+    pip install "jax[tpu]"   # brings the libtpu that fits this jax
     python -m ar3d_jax.compile_check --config=configs/higrpo.py:7b \
         --topology=v5p:2x2x4 --config.mesh.fsdp=16
 
@@ -58,6 +58,7 @@ from ar3d_jax.sharding import make_mesh
 from ar3d_jax.weights import resolve
 
 GIB = 2**30
+LIBTPU = 'pip install "jax[tpu]"'
 TURN_TOKENS = 96  # of the local plan's instruction; an upper bound, its text has 70
 RESERVED = 0.03  # of a chip's memory, for the runtime and fragments; our choice
 
@@ -144,7 +145,7 @@ def topology_mesh(topology: str, config: Config) -> jax.sharding.Mesh:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"--topology={topology}: the TPU compiler does not give it ({reason}); "
-            "expected a shape that exists, and libtpu: pip install libtpu"
+            f"expected a shape that exists, and libtpu: {LIBTPU}"
         ) from error
     mesh = config.mesh
     wanted = mesh.data * mesh.fsdp * mesh.tp
@@ -287,7 +288,14 @@ def _compile(traced: Any, mesh: jax.sharding.Mesh, held: int, resident: int) -> 
         return Program(seconds, held, 0, asked, resident, {}, {}, 0, words)
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
-    kinds, in_decode, across = _collectives(compiled.as_text(), mesh)
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"jax {jax.__version__} cannot read what the TPU compiler gives; expected "
+            f"the libtpu that fits it: {LIBTPU}"
+        ) from error
+    kinds, in_decode, across = _collectives(text, mesh)
     return Program(
         seconds=seconds,
         arguments=memory.argument_size_in_bytes,

@@ -9,12 +9,14 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from ar3d_jax import compile_check
 from ar3d_jax.compile_check import Program, asked_for, remedies, replica_groups
 from ar3d_jax.config import Config, from_config_dict
 from ar3d_jax.errors import UserError
+from ar3d_jax.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAPER = from_config_dict(
@@ -30,7 +32,7 @@ def has_compiler() -> bool:
 def test_the_papers_run_fits_the_smallest_topology(tmp_path):
     """7B: two rollouts, the codec and the update for eight v5p chips."""
     if not has_compiler():
-        pytest.skip("no TPU compiler: pip install libtpu, or launch/test.sh")
+        pytest.skip('no TPU compiler: pip install "jax[tpu]", or launch/test.sh')
     command = [sys.executable, "-m", "ar3d_jax.compile_check"]
     flags = [
         f"--config={ROOT / 'configs/higrpo.py'}:7b",
@@ -113,7 +115,7 @@ def test_remedies_are_fields_that_would_help():
 def test_what_cannot_be_compiled_is_too_large_by_the_compilers_own_account(tmp_path):
     """7B on four v5e chips: status 1, how much is missing, and what would help."""
     if not has_compiler():
-        pytest.skip("no TPU compiler: pip install libtpu, or launch/test.sh")
+        pytest.skip('no TPU compiler: pip install "jax[tpu]", or launch/test.sh')
     command = [sys.executable, "-m", "ar3d_jax.compile_check"]
     flags = [
         f"--config={ROOT / 'configs/higrpo.py'}:7b",
@@ -144,3 +146,23 @@ def test_sizes_are_read_from_the_compilers_words():
 def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(UserError, match="expected KIND:SHAPE"):
         compile_check.topology_mesh(topology, PAPER)
+
+
+def test_a_libtpu_that_does_not_fit_is_one_line(monkeypatch):
+    """Newer ones give programs that this jax cannot read."""
+
+    class Compiled:
+        memory_analysis = staticmethod(lambda: None)
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nat length")
+
+    class Traced:
+        def lower(self, lowering_platforms):
+            return self
+
+        def compile(self):
+            return Compiled()
+
+    with pytest.raises(UserError, match=r'fits it: pip install "jax\[tpu\]"$'):
+        compile_check._compile(Traced(), make_mesh(), 0, 0)
