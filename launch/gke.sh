@@ -63,10 +63,12 @@ text() {
 # What a pod runs. One that is told to end saves, and must not count as finished.
 container() {
   cat << 'END'
+told=""
+pid=""
+trap 'told=yes; [ -z "$pid" ] || kill -TERM "$pid"' TERM
 "$@" &
 pid=$!
-told=""
-trap 'told=yes; kill -TERM "$pid"' TERM
+[ -z "$told" ] || kill -TERM "$pid"
 wait "$pid"
 status=$?
 if [ -n "$told" ]; then
