@@ -37,7 +37,6 @@ from ar3d_jax.errors import writing
 _OF_STEPS = ("reward/{}", "reward/{}_std", "score/{}/*", "loss/{}")
 _OF_RUNS = (
     "score_missing",
-    "latency/*",
     "loss",
     "kl",
     "entropy",
@@ -55,6 +54,7 @@ _OF_RUNS = (
     "time/codec",
     "time/render",
     "time/score_wait",
+    "time/score/*",
     "time/update",
     "time/total",
     "sidecar_restarts",

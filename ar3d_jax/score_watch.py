@@ -39,7 +39,7 @@ class ScoreWatch:
 
         Of each step's roles: `score/<step>/<role>_std` over the batch, `_missing`, the
         share that no rollout got, of groups that were left out, too; and of each role
-        `latency/<role>_p50` and `_p95`, in seconds from asking to answer.
+        `time/score/<role>_p50` and `_p95`, in seconds from asking to answer.
         """
         found: dict[str, float] = {}
         for name, roles in batch.scores.items():
@@ -52,7 +52,7 @@ class ScoreWatch:
                 self._judge(step, f"{name}/{role}", there, missing)
         for role, seconds in batch.latencies.items():
             for percent in PERCENTILES if seconds else ():
-                name = f"latency/{role}_p{percent}"
+                name = f"time/score/{role}_p{percent}"
                 found[name] = float(np.percentile(seconds, percent))
         self._failing = self._failing + 1 if sum(batch.missing.values()) else 0
         return found

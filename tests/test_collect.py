@@ -232,7 +232,7 @@ def test_a_scorer_is_switched_off_in_a_run_that_goes_on_and_on_again(run, capfd)
     scored = ["score/coarse/category" in line for line in lines]
     assert scored == [True, False, True]
     assert [line["score/coarse/category_missing"] for line in lines[::2]] == [0, 0]
-    assert lines[0]["latency/category_p95"] > 0
+    assert lines[0]["time/score/category_p95"] > 0
 
 
 def test_missing_scores_end_a_run_that_wants_it_with_all_that_it_learnt(run, tmp_path):

@@ -47,11 +47,11 @@ def test_numbers_by_hand():
     assert run.metrics == {
         "score/coarse/category_missing": 0.5,
         "score/coarse/category_std": 1.0,
-        "latency/category_p50": 2.0,
-        "latency/category_p95": pytest.approx(2.9),
+        "time/score/category_p50": 2.0,
+        "time/score/category_p95": pytest.approx(2.9),
     }
     assert np.isnan(Run().see(NAN, NAN).metrics["score/coarse/category_std"])
-    assert "latency/category_p50" not in Run().see(1.0, 2.0).metrics
+    assert "time/score/category_p50" not in Run().see(1.0, 2.0).metrics
 
 
 def test_missing_scores_of_groups_that_were_left_out_count():
