@@ -108,8 +108,8 @@ def config(urls: dict[str, str], preference: float, request_s: float) -> Rewards
 def judges(texts: dict[str, str], faults: float | None) -> Iterator[dict[str, str]]:
     """Endpoints by model, in another process: model -> URL.
 
-    Each answers with its text, after `ANSWER_S`; or at once, where `faults` is a number:
-    then such a part of the answers is none.
+    Each answers with its text, after `ANSWER_S`; or at once, but for a part of the
+    requests, `faults`, where that is a number.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

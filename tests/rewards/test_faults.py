@@ -127,12 +127,12 @@ def assert_missing(found, preference, reason):
 
 ERROR = {"error": {"message": "out of memory"}}
 FOR_EVER = [
-    ("drop", "ReadError|RemoteProtocolError|no answer by the deadline; before that"),
-    ("half", "RemoteProtocolError"),
+    ("drop", "RemoteProtocolError: Server disconnected"),
+    ("half", "RemoteProtocolError: peer closed connection without sending complete"),
     ("wait", "no answer by the deadline"),
     ((500, {}, ERROR), "status 500: {'message': 'out of memory'}"),
     ((400, {}, ERROR), "status 400: {'message': 'out of memory'}"),
-    ((429, {"retry-after": "600"}, ""), "no answer by the deadline; before that,"),
+    ((429, {"retry-after": "8"}, ""), "no answer by the deadline; before that,"),
     ((200, {}, "{garbage"), "expected one choice with text, got '{garbage'"),
     ((200, {}, ERROR), "expected one choice with text, got \"{'message': 'out of"),
     ((200, {}, completion(YES, choices=2)), "expected one choice with text"),
@@ -149,17 +149,14 @@ def test_a_fault_that_stays_is_a_reason_by_the_deadline(
     shared.qwen.script = [fault]
     found = shared.score(SHORT_S)
     shared.recover()
-    either = reason.split("|")
-    reasons = found[1]["category"]
-    assert all(any(one in each for one in either) for each in reasons), reasons
-    assert_missing(found, preference, "")
+    assert_missing(found, preference, reason)
 
 
 FOR_A_WHILE = [
     ["drop"] * 2,
     ["half"] * 2,
     ["wait"],
-    [(500, {}, ERROR)] * 8,
+    [(500, {}, ERROR)] * 5,
     [(429, {}, "")] * 6,
     [(200, {}, "{garbage")],
     [(200, {}, completion(YES, choices=2))],
@@ -201,12 +198,15 @@ def test_an_answer_after_the_deadline_is_of_no_later_ticket(shared, preference):
 
 def test_the_only_endpoint_dies(tmp_path, preference):
     with bench(tmp_path, Endpoint("wait", model="qwen"), retries=1) as alone:
-        ticket = alone.submit()
+        ticket = alone.submit(2 * SHORT_S)
         while len(alone.qwen.bodies) < OBJECTS:
             assert not ticket.done.wait(0.01)
         alone.call(alone.qwen.die())
         found = alone.scoring.collect(ticket)
-    assert_missing(found, preference, "ConnectError: All connection attempts failed")
+    # One question looks whether it is back, and the others wait for that.
+    assert_missing(found, preference, f"{alone.qwen.url}: ")
+    refused = "ConnectError: All connection attempts failed"
+    assert any(refused in each for each in found[1]["category"])
 
 
 def test_one_endpoint_dies_for_good_while_another_lives(tmp_path, preference):
