@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def test_faults_and_deaths_leave_nothing_behind(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    found = rewards.soak(60, early=20, faults=0.1)
+    found = rewards.soak(60, early=20, faults=0.06)
     assert found["restarts"] == 1
     assert 0 < found["missing"] < 48
     early, late = found["at_20"], found["at_60"]
