@@ -54,12 +54,12 @@ async def _serve(config: RewardsConfig, listen: str, secret: bytes) -> None:
             rows = await known_object.score(panel, config.deadline_s)
             print(known_object.table(rows))
             serving.listen(bound)
-            host, port = bound.getsockname()[:2]
-            print(f"serving on {host}:{port}", flush=True)
             work = asyncio.create_task(serving.serve(bound, panel, secret))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, work.cancel)
+            host, port = bound.getsockname()[:2]
+            print(f"serving on {host}:{port}", flush=True)
             await work
         except asyncio.CancelledError:
             print("ended by a signal", flush=True)
