@@ -124,55 +124,41 @@ def switched(saved: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
 def check_scorers(
     scoring: Scoring, config: RewardsConfig, steps: Sequence[str], say: Say
 ) -> None:
-    """Has every scorer judge a chair, and says what came of it: a table.
+    """Has every scorer judge the known object, and says what came of it: a table.
 
     Raises:
         UserError: a scorer gives no score at all, with its reason.
     """
-    grid = known_object.chair(scoring.resolution)[None]
-    rows: dict[str, list[str]] = {}
-    failures = []
+    grid = known_object.logits(scoring.resolution)[None]
+    scores: dict[str, float] = {}
+    reasons: dict[str, str | None] = {}
+    seconds: dict[str, float] = {}
     tickets = [
         scoring.submit(grid, [known_object.PROMPT], config.ensemble_of(step))
         for step in steps
         if config.roles(config.ensemble_of(step))
     ]
-    scores: dict[str, float] = {}
-    reasons: dict[str, str | None] = {}
-    seconds: dict[str, float] = {}
     for ticket in tickets:
         values, why = scoring.collect(ticket)
         scores |= {role: float(value[0]) for role, value in values.items()}
-        reasons |= {role: why[role][0] for role in why}
+        reasons |= {role: of[0] for role, of in why.items()}
         seconds |= {r: max(s, default=0.0) for r, s in ticket.latencies.items()}
+    rows, failures = [], []
     for name, about in scoring.about.items():
         roles = [role for role in about["roles"] if role in scores]
-        if not roles:
+        if not roles:  # the judge, which is no reward
             continue
-        given = [role for role in roles if np.isfinite(scores[role])]
-        told = [f"{role} {scores[role]:.3f}" for role in given]
-        told += [f"{role} -" for role in roles if role not in given]
-        slowest = max(seconds[role] for role in roles)
-        place = str(about["place"])
-        rows[name] = [about["model"], about["revision"], place, f"{slowest:.2f} s"]
-        rows[name].append(", ".join(told))
-        if not given:
+        if all(reasons[role] for role in roles):
             failures.append(f"{name}: {reasons[roles[0]]}")
-    say(known_object.PROMPT + ", as every scorer sees it:")
-    for line in _table(rows):
+        slowest = max(seconds[role] for role in roles)
+        told = [f"{scores[r]:.4f}" if reasons[r] is None else "-" for r in roles]
+        own = [str(about[key]) for key in ("model", "revision", "place")]
+        rows.append([name, " ".join(roles), *own, f"{slowest:.2f}", " ".join(told)])
+    say(f"{known_object.PROMPT}, as every scorer sees it:")
+    for line in known_object.table(rows):
         say(line)
     if failures:
         raise UserError(
             f"of a known object there is no score by {'; by '.join(failures)}: mend "
             "that, or switch the scorer off with its weight 0"
         )
-
-
-def _table(rows: Mapping[str, Sequence[str]]) -> list[str]:
-    head = ["scorer", "model", "revision", "place", "seconds", "scores"]
-    cells = [head, *([name, *map(str, row)] for name, row in rows.items())]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in cells
-    ]

@@ -4,7 +4,8 @@
         --listen=0.0.0.0:7071 --secret_file=secret.txt
 
 loads the scorers of the config's `rewards` section on this machine, which has the GPUs,
-and serves any number of training hosts. Those, a TPU pod's for instance, run with
+prints what each makes of a known object, and serves any number of training hosts.
+Those, a TPU pod's for instance, run with
 
     --config.rewards.backend=remote --config.rewards.remote.servers=HOST:7071 \
         --config.rewards.remote.secret_file=secret.txt
@@ -23,7 +24,8 @@ from absl import flags
 from ar3d_jax import command
 from ar3d_jax.config import Config, RewardsConfig
 from ar3d_jax.errors import UserError, exit_on_user_error
-from ar3d_jax.rewards.sidecar import frames, serving
+from ar3d_jax.rewards.known_object import table
+from ar3d_jax.rewards.sidecar import frames, known_object, serving
 from ar3d_jax.rewards.sidecar.panel import Panel
 
 
@@ -31,7 +33,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "listen",
         "127.0.0.1:7071",
-        "host:port to serve on; 0.0.0.0:PORT for all networks of this machine",
+        "host:port to serve on; 0.0.0.0:PORT for all networks of this machine; "
+        "port 0 is any free one",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -44,20 +47,20 @@ def _define(values: flags.FlagValues) -> None:
 
 async def _serve(config: RewardsConfig, listen: str, secret: bytes) -> None:
     """Until a signal."""
-    listening = serving.listen(frames.parse_address(listen, "--listen"))
-    with listening:
+    address = frames.parse_address(listen, "--listen", least_port=0)
+    # A wrong address is told before minutes of loading; hosts come in after them.
+    with serving.bind(address) as bound:
         panel = Panel(config)
-        for name, each in panel.about.items():
-            roles = ", ".join(map(str, each["roles"]))  # type: ignore[call-overload]
-            print(f"{name} ({roles}): {each['model']} {each['revision']}", end=" ")
-            print(f"on {each['place']}")
-        host, port = listening.getsockname()[:2]
-        print(f"serving on {host}:{port}", flush=True)
-        work = asyncio.create_task(serving.serve(listening, panel, secret))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, work.cancel)
         try:
+            rows = await known_object.score(panel, config.deadline_s)
+            print(*table([row.cells() for row in rows]), sep="\n")
+            serving.listen(bound)
+            work = asyncio.create_task(serving.serve(bound, panel, secret))
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, work.cancel)
+            host, port = bound.getsockname()[:2]
+            print(f"serving on {host}:{port}", flush=True)
             await work
         except asyncio.CancelledError:
             print("ended by a signal", flush=True)

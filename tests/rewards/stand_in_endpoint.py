@@ -1,7 +1,9 @@
 """A server that behaves as a script says, request by request."""
 
 import asyncio
+import contextlib
 import json
+import threading
 import time
 
 
@@ -19,7 +21,7 @@ class Endpoint:
 
     An entry is `(status, headers, body)`; the body is text or something for JSON. Or it
     is "drop" (hangs up at once), "half" (hangs up in the midst of the body), "wait" (no
-    answer at all), or a number: seconds until a good answer.
+    answer at all), or a number: seconds until a good answer, which says `text`.
 
     Attributes:
         bodies: What was asked.
@@ -27,9 +29,9 @@ class Endpoint:
         most: The most requests at one time.
     """
 
-    def __init__(self, *script, model="judge", port=0):
-        self.port = port
-        self.script, self.model = list(script) or [(200, {}, completion())], model
+    def __init__(self, *script, model="judge", text="fine", port=0):
+        self.script, self.model = list(script) or [0.0], model
+        self.text, self.port = text, port
         self.bodies, self.times = [], []
         self.now = self.most = 0
         self._open = set()
@@ -78,12 +80,12 @@ class Endpoint:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            return await act(writer, entry)
+            return await act(writer, entry, self.text)
         finally:
             self.now -= 1
 
 
-async def act(writer, entry):
+async def act(writer, entry, text):
     """Whether the connection stays open."""
     if entry == "drop":
         return False
@@ -95,7 +97,7 @@ async def act(writer, entry):
         await asyncio.Event().wait()
     if isinstance(entry, float):
         await asyncio.sleep(entry)
-        entry = (200, {}, completion())
+        entry = (200, {}, completion(text))
     reply(writer, *entry)
     await writer.drain()
     return True
@@ -106,3 +108,28 @@ def reply(writer, status, headers, body):
     fields = {"content-length": len(text), **headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     writer.write(f"HTTP/1.1 {status} x\r\n{head}\r\n".encode() + text)
+
+
+@contextlib.contextmanager
+def running(*endpoints):
+    """Runs the endpoints in a thread of their own; yields what runs a coroutine there.
+
+    For tests whose own thread waits, such as for a ticket.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def call(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
+
+    try:
+        for endpoint in endpoints:
+            call(endpoint.__aenter__())
+        yield call
+    finally:
+        for endpoint in endpoints:
+            call(endpoint.die())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

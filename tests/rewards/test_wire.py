@@ -3,6 +3,9 @@ import mmap
 import os
 import socket
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +65,35 @@ def test_a_ring_has_no_name_and_cannot_shrink(ring):
     assert "memfd" in os.readlink(f"/proc/self/fd/{ring.fd}")
     with pytest.raises(PermissionError):
         os.ftruncate(ring.fd, 4096)
+
+
+IN_A_CONTAINER = """
+import os
+from ar3d_jax.rewards import wire
+
+ring = wire.Ring.create(wire.Layout(90, 8, 6, 360, 8))
+for slot in range(90):
+    ring.views[slot] = slot
+free = os.statvfs("/dev/shm")
+print(free.f_blocks * free.f_frsize, ring.views.nbytes, int(ring.views[89].min()))
+"""
+
+
+def test_the_size_of_dev_shm_does_not_bound_a_ring():
+    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+    inside = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small /dev/shm")
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", IN_A_CONTAINER],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    size, written, last = map(int, done.stdout.split())
+    assert (size, last) == (64 << 20, 89)
+    assert written > 200 << 20
 
 
 def test_too_little_memory_is_one_line():

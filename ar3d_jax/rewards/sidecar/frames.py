@@ -71,7 +71,7 @@ def read_secret(path: str, field: str) -> bytes:
     return secret
 
 
-def parse_address(text: str, field: str) -> tuple[str, int]:
+def parse_address(text: str, field: str, *, least_port: int = 1) -> tuple[str, int]:
     """(host, port) of host:port; an IPv6 address stands in brackets.
 
     Raises:
@@ -79,7 +79,7 @@ def parse_address(text: str, field: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or not least_port <= int(port) < 2**16:
         raise UserError(f"{field} has {text!r}; expected host:port")
     return host, int(port)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import json
 import socket
 import struct
@@ -64,7 +65,8 @@ class Server:
 
     def __init__(self, port=0, secret=SECRET):
         self.panel = Judging()
-        self._listening = serving.listen(("127.0.0.1", port))
+        self._listening = serving.bind(("127.0.0.1", port))
+        serving.listen(self._listening)
         self.port = self._listening.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
         self._loop = asyncio.new_event_loop()
@@ -413,7 +415,7 @@ def test_an_address_of_either_kind():
 def test_a_taken_port_is_one_line(servers):
     server = servers()
     with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1"):
-        serving.listen(("127.0.0.1", server.port))
+        serving.bind(("127.0.0.1", server.port))
 
 
 @pytest.mark.parametrize(
@@ -444,6 +446,24 @@ def test_a_stranger_who_says_nothing_is_sent_away(servers, monkeypatch):
         stranger.settimeout(30)
         while stranger.recv(1000):
             pass
+
+
+def test_hosts_that_come_when_no_file_can_be_opened_are_let_in_later(
+    servers, config, monkeypatch
+):
+    monkeypatch.setattr(serving, "FULL_S", 0.01)
+    accept, full = socket.socket.accept, [True] * 3
+
+    def accept_when_there_is_room(listening):
+        if full:
+            full.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_when_there_is_room)
+    server = servers()
+    assert len(ask_all(config(server.address), [subject("a")])) == 1
+    assert not full
 
 
 @pytest.mark.parametrize(
