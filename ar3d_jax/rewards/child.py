@@ -27,6 +27,7 @@ class Child:
         name: for messages, "sidecar" or "render worker 0".
         hello: its first message, or None while it is starting.
         about: the scorers, as the sidecar says.
+        counters: what they have counted, since it was started.
         deadline: when a start counts as failed, in `time.monotonic` seconds.
         outstanding: what was asked and not yet answered, oldest first.
     """
@@ -46,6 +47,7 @@ class Child:
         self.channel: wire.Channel
         self.hello: dict[str, Any] | None = None
         self.about: dict[str, Any] = {}
+        self.counters: dict[str, float] = {}
         self.deadline = 0.0
         self.failed_starts = 0
         self.outstanding: collections.deque[Any] = collections.deque()

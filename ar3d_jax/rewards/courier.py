@@ -236,6 +236,15 @@ class Courier:
             case {"about": about} if child in self._sidecars:
                 child.about = about
                 return True
+            case {"counters": counters} if child in self._sidecars:
+                child.counters = counters
+                return True
+            case {"begun": slot, "sequence": sequence, "roles": roles}:
+                item = self._under_way(child, slot, sequence)
+                if item is None or child not in self._sidecars:
+                    return False
+                item.in_hand |= set(roles)
+                return True
             case {"drawn": slot, "sequence": sequence}:
                 expected, act = self._workers, self._drawn
             case {"scored": slot, "sequence": sequence} | {
@@ -245,16 +254,22 @@ class Courier:
                 expected, act = self._sidecars, self._answered
             case _:
                 return False
-        place = slot, sequence
-        item = next(
-            (i for i in child.outstanding if (i.slot, i.sequence) == place), None
-        )
+        item = self._under_way(child, slot, sequence)
         if child not in expected or item is None:
             return False
         child.failed_starts = 0
         if act(item, message):
             child.outstanding.remove(item)
         return True
+
+    @staticmethod
+    def _under_way(child: Child, slot: int, sequence: int) -> Item | None:
+        """The child's item with that place, if it has one."""
+        place = slot, sequence
+        some = (
+            item for item in child.outstanding if (item.slot, item.sequence) == place
+        )
+        return next(some, None)
 
     def _drawn(self, item: Item, message: dict[str, Any]) -> bool:
         item.ticket.draw_s += message["seconds"]
@@ -270,6 +285,7 @@ class Courier:
     def _answered(self, item: Item, message: dict[str, Any]) -> bool:
         item.ticket.answer_s += message["seconds"]
         complete = item.ticket.keep_answer(item, self._ring, message)
+        item.in_hand -= set(message.get("scores", ()))
         if complete:
             self._settle(item)
         return complete
@@ -294,8 +310,8 @@ class Courier:
         """Ends a child, if it has not ended by itself, and starts it again.
 
         What it was asked is asked again, of its successor or of another worker. To
-        `blame` for the death is the object that a worker was drawing, or any that the
-        sidecar was scoring; under which `DEATHS` children died is not asked again.
+        `blame` for the death are the objects that it had in hand, or else the first of
+        those it was asked for; under which `DEATHS` children died is not asked again.
 
         Raises:
             UserError: it never gets ready.
@@ -306,7 +322,9 @@ class Courier:
         items, child.outstanding = child.outstanding, collections.deque()
         for item in items:
             item.state = State.FILLED if child in self._workers else State.DRAWN
-        suspects = items if child in self._sidecars else list(items)[:1]
+        suspects = [item for item in items if item.in_hand] or list(items)[:1]
+        for item in items:
+            item.in_hand = set()
         for item in suspects if blame else ():
             item.deaths += 1
             if item.deaths >= DEATHS:

@@ -156,6 +156,7 @@ class Item:
         state: Where it is.
         slot: In the ring, from `FILLED` on.
         sequence: The number of that filling.
+        in_hand: Roles that the sidecar's process is scoring it for just now.
         deaths: Children that died while they may have been working on it.
     """
 
@@ -166,6 +167,7 @@ class Item:
     state: State = State.WAITING
     slot: int = -1
     sequence: int = -1
+    in_hand: set[str] = dataclasses.field(default_factory=set)
     deaths: int = 0
 
     @property

@@ -60,14 +60,18 @@ Messages, one JSON object per line:
 | {drawn: slot, sequence, seconds, error: null or "why"}                     | worker  |
 | {about: {scorer: {roles, model, revision, place}}}, once, after hello      | sidecar |
 | {score: slot, sequence, prompt, roles: [...], patience}                    | trainer |
+| {begun: slot, sequence, roles: [...]}                                      | sidecar |
 | {scored: slot, sequence, seconds, scores: {role: [number or null, why]}}   | sidecar |
+| {counters: {scorer/kind: number}}, so far, beside some of these            | sidecar |
 | {measure: slot, sequence, caption, sets: [...]}                            | trainer |
 | {measured: slot, sequence, seconds, reasons: {set: why}, truncated: [set]} | sidecar |
 
 Objects are scored side by side, and by several scorers at once: `scored` comes once per
 scorer, with its roles, in any order; after `patience` seconds, with a reason, where
-there is no score. All other requests are answered in turn. `why` is null where a set
-has its vectors; `truncated` lists the sets that saw only the beginning of the caption.
+there is no score. `begun` comes before a scorer of the sidecar's own process takes an
+object in hand: if that process then dies, it may have died of the object. All other
+requests are answered in turn. `why` is null where a set has its vectors; `truncated`
+lists the sets that saw only the beginning of the caption.
 
 Covered: death of any process at any time (kill -9 included), a child that hangs or does
 not start, versions that differ, a slot whose content is not the one that was announced

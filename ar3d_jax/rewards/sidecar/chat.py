@@ -25,6 +25,7 @@ from ar3d_jax.rewards.sidecar.scorers import (
     Correspondent,
     Scorer,
     Subject,
+    Tell,
     Verdicts,
 )
 
@@ -164,7 +165,7 @@ class DistantJudge:
         self.about, self.statistics = post.about, post.statistics
         self._judge, self._post = judge, post
 
-    async def ask(self, subject: Subject, deadline: float) -> Verdicts:
+    async def ask(self, subject: Subject, deadline: float, tell: Tell) -> Verdicts:
         """See `Correspondent`; all questions are under way at once."""
         asked = self._judge.questions(subject)
         answers = await asyncio.gather(

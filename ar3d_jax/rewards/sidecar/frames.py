@@ -27,6 +27,7 @@ import json
 import secrets
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +97,25 @@ class Connection:
         self._socket = end
         self._sending = asyncio.Lock()
 
-    async def send(self, message: Message, *arrays: np.ndarray) -> None:
+    async def send(
+        self, message: Message | Callable[[], Message], *arrays: np.ndarray
+    ) -> None:
         """Sends a frame. Cancelled midway, it ends the connection: half is no frame.
+
+        A `message` that depends on the time is a function, called when its turn comes.
 
         Raises:
             ConnectionError: the other side is gone.
         """
-        text = json.dumps(message, allow_nan=False).encode()
         payload = [
             np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             for array in arrays
         ]
-        head = _LENGTHS.pack(len(text), sum(map(len, payload))) + text
         loop = asyncio.get_running_loop()
         async with self._sending:
+            said = message() if callable(message) else message
+            text = json.dumps(said, allow_nan=False).encode()
+            head = _LENGTHS.pack(len(text), sum(map(len, payload))) + text
             try:
                 for part in (head, *payload):
                     await loop.sock_sendall(self._socket, part)

@@ -2,8 +2,8 @@
 
 A scorer in this process has a desk: a queue, a thread, and batches of what is waiting.
 A correspondent asks elsewhere and keeps many objects under way. A slow one holds up
-nobody else's answers. A failure stays inside its scorer, and none is waited for longer
-than the deadline.
+nobody else's answers. A failure stays inside its scorer and its object, and none is
+waited for longer than the deadline.
 
 Who asks is `server.py`, for this machine's trainer, or `serving.py`, for others'.
 """
@@ -29,9 +29,20 @@ from ar3d_jax.rewards.sidecar.scorers import Subject, Verdicts
 # On the wire NaN, which JSON has not, is null.
 JsonVerdicts = dict[str, tuple[float | None, str | None]]
 Tell = Callable[[JsonVerdicts], None]
+Begin = Callable[[tuple[str, ...]], None]
 
 TOO_LATE = "no answer by the deadline"
+GRACE_S = 0.5  # after the deadline, for a correspondent to say what it has
 STUCK_S = 60.0  # after the deadline; a thread that then still computes never ends
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    """An object in a desk's queue."""
+
+    subject: Subject
+    begin: Begin
+    answer: asyncio.Future[Verdicts]
 
 
 class Desk:
@@ -42,69 +53,93 @@ class Desk:
     """
 
     def __init__(self, scorer: scorers.Scorer, turn: asyncio.Lock | None) -> None:
-        """Starts nothing."""
+        """Takes a scorer that is awake; with a `turn` it rests until it has work."""
         self.about = scorer.about
         self._scorer, self._turn = scorer, turn
         self._thread = ThreadPoolExecutor(1, type(scorer).__name__)
-        self._queue: collections.deque[tuple[Subject, asyncio.Future[Verdicts]]] = (
-            collections.deque()
-        )
+        self._queue: collections.deque[_Waiting] = collections.deque()
         self._work: asyncio.Task[None] | None = None
-        self._batches = 0
+        self._moves = 0  # odd while the thread computes
+        if turn:
+            scorer.rest()
 
-    async def ask(self, subject: Subject, deadline: float) -> Verdicts:
-        """The object's verdicts; it may be scored after the deadline, for nobody."""
-        answer = asyncio.get_running_loop().create_future()
-        self._queue.append((subject, answer))
+    async def ask(self, subject: Subject, deadline: float, begin: Begin) -> Verdicts:
+        """The object's verdicts; it may be scored after the deadline, for nobody.
+
+        `begin` is told its roles when it is taken in hand.
+
+        Raises:
+            TimeoutError: the deadline has come first.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(subject, begin, loop.create_future())
+        self._queue.append(waiting)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._empty())
         try:
-            return await answer
-        except asyncio.CancelledError:
-            loop, running = asyncio.get_running_loop(), self._batches
-            loop.call_later(STUCK_S, self._end_if_stuck, running)
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await waiting.answer
+        except TimeoutError:
+            loop.call_later(STUCK_S, self._end_if_stuck, self._moves)
             raise
 
     async def _empty(self) -> None:
         """Scores until nothing waits."""
-        async with self._turn or contextlib.nullcontext():
-            await self._in_thread(self._scorer.wake)
-            while self._queue:
-                batch = []
-                while self._queue and len(batch) < self._scorer.batch:
-                    subject, answer = self._queue.popleft()
-                    if not answer.cancelled():
-                        batch.append((subject, answer))
-                if batch:
-                    await self._score(batch)
-            if self._turn:
-                await self._in_thread(self._scorer.rest)
+        try:
+            async with self._turn or contextlib.nullcontext():
+                await self._in_thread(self._scorer.wake)
+                while self._queue:
+                    await self._score_some()
+                if self._turn:
+                    await self._in_thread(self._scorer.rest)
+        except Exception as error:  # it cannot come to its device
+            queue, self._queue = self._queue, collections.deque()
+            reason = _told(error)
+            for waiting in queue:
+                _answer_missing(waiting, reason)
 
     async def _in_thread(self, function: Callable[..., Any], *of: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, function, *of
-        )
-
-    async def _score(self, batch: list[tuple[Subject, asyncio.Future]]) -> None:
-        self._batches += 1
+        self._moves += 1
         try:
-            subjects = [subject for subject, _ in batch]
-            found = await self._in_thread(self._scorer.score, subjects)
-            pairs = list(zip(batch, found, strict=True))
-        except Exception as error:
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
-            return
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, function, *of
+            )
         finally:
-            self._batches += 1
-        for (_, answer), verdicts in pairs:
-            if not answer.done():
-                answer.set_result(verdicts)
+            self._moves += 1
 
-    def _end_if_stuck(self, batch: int) -> None:
+    async def _score_some(self) -> None:
+        """The next batch; where it fails, its objects one by one."""
+        batch: list[_Waiting] = []
+        while self._queue and len(batch) < self._scorer.batch:
+            waiting = self._queue.popleft()
+            if not waiting.answer.done():
+                waiting.begin(waiting.subject.roles)
+                batch.append(waiting)
+        try:
+            await self._score(batch)
+        except Exception as error:
+            reason = _told(error)
+            if len(batch) == 1:
+                _answer_missing(batch[0], reason)
+                return
+            for waiting in batch:
+                try:
+                    await self._score([waiting])
+                except Exception as own:
+                    _answer_missing(waiting, _in_a_line(own))
+
+    async def _score(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        subjects = [waiting.subject for waiting in batch]
+        found = await self._in_thread(self._scorer.score, subjects)
+        for waiting, verdicts in zip(batch, found, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(verdicts)
+
+    def _end_if_stuck(self, moves: int) -> None:
         """A thread cannot be ended, a process can: who started it starts another."""
-        if batch % 2 and self._batches == batch:
+        if moves % 2 and self._moves == moves:
             print(
                 f"{self.about.model}: one batch takes {STUCK_S:.0f} s more than the "
                 "deadline; ending the process",
@@ -122,6 +157,22 @@ class Desk:
         self._scorer.close()
 
 
+def _told(error: Exception) -> str:
+    """The error in a line, after its traceback went to the log."""
+    traceback.print_exception(error)
+    return _in_a_line(error)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _answer_missing(waiting: _Waiting, reason: str) -> None:
+    if not waiting.answer.done():
+        verdict: scorers.Verdict = (math.nan, reason)
+        waiting.answer.set_result(dict.fromkeys(waiting.subject.roles, verdict))
+
+
 class Panel:
     """The scorers of a config, ready to be asked."""
 
@@ -132,7 +183,7 @@ class Panel:
             UserError: one cannot be loaded, or is nowhere; PyTorch is missing.
         """
         config.check_places()
-        turn = asyncio.Lock() if config.residency == "turns" else None
+        turns: dict[str, asyncio.Lock] = {}  # by device
         self._seats: dict[
             str, tuple[Desk | scorers.Correspondent, tuple[str, ...]]
         ] = {}
@@ -146,22 +197,45 @@ class Panel:
                     "scorers need PyTorch, which is not installed: pip install torch"
                 ) from error
             if isinstance(scorer, scorers.Scorer):
+                place, turn = scorer.about.place, None
+                if config.residency == "turns" and place != "cpu":
+                    turn = turns.setdefault(place, asyncio.Lock())
                 scorer = Desk(scorer, turn)
             self._seats[name] = scorer, roles
 
     @property
     def about(self) -> dict[str, dict[str, object]]:
-        """Scorer -> its roles, model, revision and place."""
+        """Scorer -> its roles, model, revision and place; also of those elsewhere."""
+        found: dict[str, dict[str, object]] = {}
+        for name, (seat, roles) in self._seats.items():
+            if isinstance(seat, scorers.Relay):
+                found |= seat.members
+            else:
+                found[name] = {"roles": roles, **dataclasses.asdict(seat.about)}
+        return found
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What has happened so far, of the scorers that count: `<scorer>/<kind>`."""
         return {
-            name: {"roles": roles, **dataclasses.asdict(seat.about)}
-            for name, (seat, roles) in self._seats.items()
+            f"{name}/{kind}": count
+            for name, (seat, _) in self._seats.items()
+            if isinstance(seat, scorers.Counting)
+            for kind, count in seat.statistics.line().items()
         }
 
-    async def judge(self, subject: Subject, deadline: float, tell: Tell) -> None:
+    async def judge(
+        self,
+        subject: Subject,
+        deadline: float,
+        tell: Tell,
+        begin: Begin = lambda roles: None,
+    ) -> None:
         """Has `subject` scored for its roles; `tell` gets each scorer's when they come.
 
         Every role is told once, at the latest soon after `deadline`, in
-        `time.monotonic` seconds.
+        `time.monotonic` seconds. `begin` gets the roles that a scorer of this process
+        takes in hand, before it does.
         """
         async with asyncio.TaskGroup() as group:
             asked: set[str] = set()
@@ -170,7 +244,7 @@ class Panel:
                 asked |= set(own)
                 if own:
                     part = dataclasses.replace(subject, roles=own)
-                    group.create_task(_one(seat, part, deadline, tell))
+                    group.create_task(_one(seat, part, deadline, tell, begin))
             if strange := set(subject.roles) - asked:
                 reason = "no scorer is loaded that fills this role"
                 tell(dict.fromkeys(sorted(strange), (None, reason)))
@@ -182,27 +256,43 @@ class Panel:
 
 
 async def _one(
-    seat: Desk | scorers.Correspondent, subject: Subject, deadline: float, tell: Tell
+    seat: Desk | scorers.Correspondent,
+    subject: Subject,
+    deadline: float,
+    tell: Tell,
+    begin: Begin,
 ) -> None:
-    """One scorer's verdicts of one object, or why there are none."""
+    """One scorer's verdicts of one object as they come, or why there are none."""
+    told: set[str] = set()
+
+    def pass_on(found: Mapping[str, scorers.Verdict]) -> None:
+        fresh = {
+            role: _checked(*found[role])
+            for role in subject.roles
+            if role in found and role not in told
+        }
+        told.update(fresh)
+        if fresh:
+            tell(fresh)
+
+    reason = "the scorer gave no answer for this role"
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            found = await seat.ask(subject, deadline)
-        tell({role: _checked(found, role) for role in subject.roles})
+        if isinstance(seat, Desk):
+            pass_on(await seat.ask(subject, deadline, begin))
+        else:
+            patience = max(0.0, deadline - time.monotonic()) + GRACE_S
+            async with asyncio.timeout(patience):
+                pass_on(await seat.ask(subject, deadline, pass_on))
     except TimeoutError:
-        tell(dict.fromkeys(subject.roles, (None, TOO_LATE)))
+        reason = TOO_LATE
     except Exception as error:
-        traceback.print_exception(error)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        tell(dict.fromkeys(subject.roles, (None, reason)))
+        reason = _told(error)
+    rest = [role for role in subject.roles if role not in told]
+    if rest:
+        tell(dict.fromkeys(rest, (None, reason)))
 
 
-def _checked(
-    found: Mapping[str, scorers.Verdict], role: str
-) -> tuple[float | None, str | None]:
-    if role not in found:
-        return None, "the scorer gave no answer for this role"
-    value, reason = found[role]
+def _checked(value: float, reason: str | None) -> tuple[float | None, str | None]:
     if math.isfinite(value):
         return float(value), None
     return None, reason or f"the scorer answered {value}"

@@ -70,7 +70,12 @@ async def _score(
     def tell(scores: JsonVerdicts) -> None:
         seconds = time.monotonic() - started
         answer = {"scored": slot, "sequence": sequence, "seconds": seconds}
+        if counters := panel.counters:
+            channel.put({"counters": counters})
         channel.send(answer | {"scores": scores})
+
+    def begin(roles: tuple[str, ...]) -> None:
+        channel.send({"begun": slot, "sequence": sequence, "roles": roles})
 
     if ring.drawn[slot] != sequence:
         reason = f"slot {slot} holds another object than announced"
@@ -84,7 +89,7 @@ async def _score(
         ring.colours[slot, :count],
         tuple(request["roles"]),
     )
-    await panel.judge(subject, started + request["patience"], tell)
+    await panel.judge(subject, started + request["patience"], tell, begin)
 
 
 def _work(channel: wire.Channel, tools: tuple[Panel, wire.Ring]) -> None:

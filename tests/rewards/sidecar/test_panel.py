@@ -27,7 +27,7 @@ def subject(prompt, *roles):
 class Batcher:
     """Scores in its thread, once it is let."""
 
-    about = scorers.About("batcher", "1", "cpu")
+    about = scorers.About("batcher", "1", "cuda:0")
     batch = 3
 
     def __init__(self):
@@ -67,8 +67,10 @@ class Correspondent:
         self.mail = None
         self.closed = False
 
-    async def ask(self, subject, deadline):
+    async def ask(self, subject, deadline, tell):
         self.waiting += 1
+        if subject.prompt == "half":
+            tell({subject.roles[0]: (0.25, None)})
         if self.mail:
             await self.mail.wait()
         self.waiting -= 1
@@ -127,7 +129,7 @@ def test_who_they_are(seated):
         "roles": ("preference",),
         "model": "batcher",
         "revision": "1",
-        "place": "cpu",
+        "place": "cuda:0",
     }
     assert about["embedded"]["roles"] == ("alignment", "quality", "consistency")
 
@@ -170,11 +172,10 @@ def test_a_slow_scorer_holds_up_nobody_else(seated):
     assert elsewhere.closed
 
 
-def test_a_failure_stays_inside_its_scorer_and_its_batch(seated, capfd):
+def test_a_failure_stays_inside_its_scorer_and_its_object(seated, capfd):
     make, members = seated
-    members["shapellm"].batch = 1
+    first = members["shapellm"]
     things = [subject(p, "preference", "parts") for p in ("a", "raise", "nan")]
-    members["hps_v2_1"].number = lambda each: (0.25, None)
     members["hps_v2_1"].score = lambda subjects: [
         dict.fromkeys(each.roles, (0.25, None)) for each in subjects
     ]
@@ -185,7 +186,77 @@ def test_a_failure_stays_inside_its_scorer_and_its_batch(seated, capfd):
     assert found["a"]["parts"] == (1.0, None)
     assert found["raise"]["parts"] == (None, "ValueError: as I was told")
     assert found["nan"]["parts"] == (None, "no idea")
-    assert "as I\nwas told" in capfd.readouterr().err
+    # All together, then each of them alone; and one traceback.
+    assert first.calls == [["a", "raise", "nan"], ["a"], ["raise"], ["nan"]]
+    assert capfd.readouterr().err.count("Traceback") == 1
+
+
+def test_a_scorer_that_cannot_come_to_its_device_says_so_at_once(seated, capfd):
+    make, members = seated
+
+    def wake():
+        raise RuntimeError("out of memory")
+
+    members["shapellm"].wake = wake
+    told = judge(make(), [subject(p, "parts") for p in "ab"])
+    reason = "RuntimeError: out of memory"
+    assert sorted(told) == [(p, {"parts": (None, reason)}) for p in "ab"]
+    assert members["shapellm"].moves == ["close"]
+
+
+def test_part_of_an_answer_that_was_told_counts(seated, monkeypatch):
+    make, members = seated
+    monkeypatch.setattr(panel, "GRACE_S", 0.0)
+    members["qwen_vl"].mail = asyncio.Event()  # never comes
+    monkeypatch.setitem(FILLS, "consistency", "qwen_vl")
+    things = [subject("half", "category", "consistency")]
+    told = judge(make(), things, patience=0.2)
+    assert told == [
+        ("half", {"category": (0.25, None)}),
+        ("half", {"consistency": (None, panel.TOO_LATE)}),
+    ]
+
+
+def test_a_correspondent_may_say_what_it_has_at_the_deadline(seated):
+    make, members = seated
+    elsewhere = members["qwen_vl"]
+
+    async def ask(subject, deadline, tell):
+        await asyncio.sleep(deadline - time.monotonic())
+        return dict.fromkeys(subject.roles, (0.75, None))
+
+    elsewhere.ask = ask
+    told = judge(make(), [subject("a", "category")], patience=0.2)
+    assert told == [("a", {"category": (0.75, None)})]
+
+
+def test_what_is_taken_in_hand_is_said_before(seated):
+    make, members = seated
+    first, begun = members["shapellm"], []
+    first.open.clear()
+    seats = make()
+
+    async def run():
+        async with asyncio.TaskGroup() as group:
+            for prompt in "abcd":
+
+                def begin(roles, prompt=prompt):
+                    begun.append((prompt, roles))
+
+                coming = seats.judge(
+                    subject(prompt, "parts", "category"),
+                    time.monotonic() + 30,
+                    lambda found: None,
+                    begin,
+                )
+                group.create_task(coming)
+            await until(first.began.is_set)
+            assert begun == [(p, ("parts",)) for p in "abc"]  # a batch, and not d
+            first.open.set()
+        await seats.close()
+
+    asyncio.run(run())
+    assert begun[3:] == [("d", ("parts",))]
 
 
 def test_a_role_nobody_fills_and_a_role_left_out_are_missing_with_a_reason(seated):
@@ -242,17 +313,67 @@ def test_a_scorer_that_never_returns_ends_the_process(seated, monkeypatch):
     assert ended == [70]
 
 
-def test_in_turns_one_model_is_on_the_device_at_a_time(seated):
+def awake_at_a_time(members, names):
+    """The most of these that are awake at one time, kept up to date in a list."""
+    awake, most = set(names), [0]  # as they were loaded
+    for name in names:
+
+        def wake(name=name):
+            awake.add(name)
+            most[0] = max(most[0], len(awake))
+
+        members[name].wake = wake
+        members[name].rest = lambda name=name: awake.discard(name)
+    return most
+
+
+def test_in_turns_one_model_is_on_a_device_at_a_time(seated):
     make, members = seated
-    moves = []
-    for name in ("hps_v2_1", "shapellm"):
-        member = members[name]
-        member.wake = lambda name=name: moves.append(("wake", name))
-        member.rest = lambda name=name: moves.append(("rest", name))
-    things = [subject(str(i), "preference", "parts") for i in range(5)]
-    judge(make(residency="turns"), things)
-    # Never two awake, and a whole queue per turn.
-    assert moves in [
-        [(move, name) for name in names for move in ("wake", "rest")]
-        for names in (("hps_v2_1", "shapellm"), ("shapellm", "hps_v2_1"))
-    ]
+    names = ("hps_v2_1", "shapellm", "embedded")
+    most = awake_at_a_time(members, names)
+    things = [subject(str(i), "preference", "parts", "quality") for i in range(5)]
+    assert len(judge(make(residency="turns"), things)) == 15
+    assert most == [1]
+    assert all(len(members[name].calls) == 2 for name in names)  # a queue per turn
+    judge(make(residency="together"), things)
+    assert most == [3]
+
+
+def test_models_on_different_devices_do_not_wait_for_each_other(seated):
+    make, members = seated
+    members["hps_v2_1"].about = scorers.About("batcher", "1", "cuda:1")
+    members["embedded"].about = scorers.About("batcher", "1", "cpu")
+    slow = members["shapellm"]
+    slow.open.clear()
+
+    async def let_go(told):
+        await until(lambda: len(told) == 2)
+        slow.open.set()
+
+    things = [subject("a", "preference", "parts", "quality")]
+    told = judge(make(residency="turns"), things, then=let_go)
+    assert [set(found) for _, found in told[2:]] == [{"parts"}]
+
+
+def test_a_host_that_goes_ends_nothing(seated, monkeypatch):
+    """Its objects are dropped, and nobody calls the scorer stuck for that."""
+    make, members = seated
+    slow, ended = members["shapellm"], []
+    slow.open.clear()
+    monkeypatch.setattr(panel, "STUCK_S", 0.0)
+    monkeypatch.setattr(panel.os, "_exit", ended.append)
+    seats = make()
+
+    async def run():
+        coming = seats.judge(subject("a", "parts"), time.monotonic() + 30, print)
+        task = asyncio.create_task(coming)
+        await until(slow.began.is_set)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        slow.open.set()
+        await seats.close()
+
+    asyncio.run(run())
+    assert not ended

@@ -220,7 +220,8 @@ def test_without_a_server_scores_are_missing_by_the_deadline(servers, config):
     started = time.monotonic()
     found = ask_all(host, [subject("a")], patience=1.0, between=close)
     assert time.monotonic() - started < 20
-    assert found["a"] == dict.fromkeys(ROLES, (None, panel.TOO_LATE))
+    ((_, reason),) = set(found["a"].values())
+    assert reason.startswith(f"no server is reached: {server.address}: ")
 
 
 def test_a_server_that_says_nothing_is_taken_for_gone(servers, config, monkeypatch):
@@ -240,7 +241,7 @@ def test_a_server_that_says_nothing_is_taken_for_gone(servers, config, monkeypat
 
     told = asyncio.run(run())
     assert told[0] == dict.fromkeys(ROLES, (None, panel.TOO_LATE))
-    assert told[1]["parts"] == (number(subject("b")), None)
+    assert told[1] | told[2] == dict.fromkeys(ROLES, (number(subject("b")), None))
 
 
 def test_of_a_slow_object_what_is_there_counts(servers, config):
@@ -305,8 +306,11 @@ def test_over_a_slow_network_what_comes_in_time_counts(servers, config):
         return late
 
     assert asyncio.run(run()) < 10
-    right = [v for each, v in answers if v["parts"] == (number(each), None)]
-    late = [v for _, v in answers if v["parts"] == (None, panel.TOO_LATE)]
+    found = {each.prompt: {} for each in things}
+    for each, verdicts in answers:
+        found[each.prompt] |= verdicts
+    right = [t for t in things if found[t.prompt]["parts"] == (number(t), None)]
+    late = [t for t in things if found[t.prompt]["parts"] == (None, panel.TOO_LATE)]
     assert len(right) + len(late) == 60
     assert right
     assert late
@@ -387,6 +391,88 @@ def test_no_server_at_all_is_one_line(config):
     assert line.startswith("rewards.remote.servers: no server is reached (127.0.0.1:")
     assert "nowhere.invalid:1: " in line
     assert line.endswith("start one with: python -m ar3d_jax.rewards.serve")
+
+
+def test_servers_with_different_models_are_refused(servers, config):
+    one, other = servers(), servers()
+    other.panel.about = {"embedded": EMBEDDED | {"revision": "older"}}
+    line = refused(config(one.address, other.address))
+    assert f"{other.address} has embedded m older, another server embedded m r" in line
+
+
+def test_a_server_that_comes_back_with_another_model_is_not_asked(
+    servers, config, monkeypatch
+):
+    monkeypatch.setattr(remote, "REST_S", (0.01, 0.05))
+    server = servers()
+    seat = panel.Panel(config(server.address))
+    server.panel.about = {"embedded": EMBEDDED | {"revision": "older"}}
+    told = []
+
+    async def run():
+        await seat.judge(subject("a"), time.monotonic() + 1.0, told.append)
+        await seat.close()
+
+    asyncio.run(run())
+    assert server.panel.asked == 0
+    ((_, reason),) = {verdict for found in told for verdict in found.values()}
+    assert reason.startswith(f"no server is reached: {server.address}: it has embedded")
+
+
+def test_an_object_that_ends_servers_is_not_sent_for_ever(servers, config, monkeypatch):
+    monkeypatch.setattr(remote, "REST_S", (0.01, 0.05))
+    server = servers()
+    seat = panel.Panel(config(server.address))
+    told, sent = [], []
+
+    async def judge(each, deadline, tell):
+        sent.append(each.prompt)
+        tell({each.roles[0]: (0.5, None)}) if len(sent) == 1 else None
+        raise ConnectionResetError("as a server that dies would")
+
+    server.panel.judge = judge
+
+    async def run():
+        await seat.judge(subject("a"), time.monotonic() + 30, told.append)
+        await seat.close()
+
+    asyncio.run(run())
+    assert len(sent) == remote.LOST
+    found = {role: verdict for each in told for role, verdict in each.items()}
+    assert found["parts"] == (None, "3 servers were lost while they scored it")
+
+
+def test_who_the_scorers_are_is_what_servers_say(servers, config):
+    seat = panel.Panel(config(servers().address))
+    asked = ["preference", "alignment", "parts"]
+    assert seat.about == {"embedded": EMBEDDED | {"roles": asked}}
+
+
+def test_a_server_that_talks_nonsense_is_left_and_tried_again(
+    servers, config, monkeypatch
+):
+    monkeypatch.setattr(remote, "REST_S", (0.01, 0.05))
+    server = servers()
+    seat = panel.Panel(config(server.address))
+    told, sent = [], []
+    send = frames.Connection.send
+
+    async def nonsense(connection, message, *arrays):
+        if not callable(message) and "scored" in message and not sent:
+            sent.append(message)
+            message = {"scored": message["scored"], "scores": {"parts": "no pair"}}
+        await send(connection, message, *arrays)
+
+    monkeypatch.setattr(frames.Connection, "send", nonsense)
+
+    async def run():
+        await seat.judge(subject("a"), time.monotonic() + 30, told.append)
+        await seat.close()
+
+    asyncio.run(run())
+    found = {role: verdict for each in told for role, verdict in each.items()}
+    assert found == dict.fromkeys(ROLES, (number(subject("a")), None))
+    assert server.panel.asked == 2
 
 
 @pytest.mark.parametrize(

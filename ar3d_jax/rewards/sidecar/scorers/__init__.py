@@ -7,7 +7,7 @@ it, and when, is `../panel.py`.
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +18,7 @@ from ar3d_jax.config import RewardsConfig
 # A role's number (NaN where there is none) and, then, why there is none.
 Verdict = tuple[float, str | None]
 Verdicts = dict[str, Verdict]  # by role
+Tell = Callable[[Verdicts], None]
 
 HERE = "ar3d_jax.rewards.sidecar.scorers"
 # Name in `config.rewards.scorers.<role>` -> module; the judge fills its own role only.
@@ -115,16 +116,43 @@ class Correspondent(Protocol):
 
     about: About
 
-    async def ask(self, subject: Subject, deadline: float) -> Verdicts:
+    async def ask(self, subject: Subject, deadline: float, tell: Tell) -> Verdicts:
         """As `Scorer.score` of one object; ends by `deadline`, in `time.monotonic`.
 
-        It is cancelled soon after. An exception makes all roles missing.
+        It is cancelled soon after. Verdicts that are there earlier may go to `tell`;
+        what was told counts. An exception makes the other roles missing.
         """
         ...
 
     async def close(self) -> None:
         """Called once, when the run ends in an orderly way."""
         ...
+
+
+@runtime_checkable
+class Relay(Correspondent, Protocol):
+    """Speaks for several scorers elsewhere.
+
+    Attributes:
+        members: Scorer -> its roles, model, revision and place.
+    """
+
+    members: dict[str, dict[str, object]]
+
+
+class Counts(Protocol):
+    """What a scorer counts."""
+
+    def line(self) -> dict[str, float]:
+        """Numbers that only grow, by short names."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A scorer or correspondent that counts what happens to it."""
+
+    statistics: Counts
 
 
 def load(name: str, config: RewardsConfig) -> Scorer | Correspondent:
