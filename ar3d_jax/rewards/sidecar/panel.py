@@ -250,9 +250,12 @@ class Panel:
                 tell(dict.fromkeys(sorted(strange), (None, reason)))
 
     async def close(self) -> None:
-        """Closes all scorers."""
+        """Closes all scorers, also where one of them cannot."""
         for seat, _ in self._seats.values():
-            await seat.close()
+            try:
+                await seat.close()
+            except Exception:
+                traceback.print_exc()
 
 
 async def _one(
