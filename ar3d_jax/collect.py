@@ -206,7 +206,8 @@ class Collector:
         with clock("score_wait"):
             for name, ticket in waiting.tickets.items():
                 own, reasons = self._scoring.collect(ticket)
-                self._report(reasons)
+                if line := reasons_in_words(reasons):
+                    self._say(line)
                 scores[name] = hosts.gather(own, waiting.rows)
         rewards = rewards_of(
             scores,
@@ -262,13 +263,20 @@ class Collector:
             draw_s=batch.draw_s + further.draw_s,
         ), kept
 
-    def _report(self, reasons: Mapping[str, list[str | None]]) -> None:
-        """Says why scores are missing."""
-        why = [reason for rows in reasons.values() for reason in rows if reason]
-        if not why:
-            return
-        reason, times = Counter(why).most_common(1)[0]
-        self._say(f"{len(why)} scores are missing; {times} because {reason}")
+
+def reasons_in_words(reasons: Mapping[str, list[str | None]]) -> str | None:
+    """How many scores are missing, and an example of the most frequent kind of reason.
+
+    `reasons` are by role. A kind is what stands before the first ": ": what follows may
+    be the answer itself, and unlike any other. None where no score is missing.
+    """
+    why = [reason for rows in reasons.values() for reason in rows if reason]
+    if not why:
+        return None
+    kinds = [reason.partition(": ")[0] for reason in why]
+    kind, times = Counter(kinds).most_common(1)[0]
+    example = why[kinds.index(kind)]
+    return f"{len(why)} scores are missing; {times} such as: {example}"
 
 
 def rewards_of(

@@ -129,6 +129,12 @@ class RemoteConfig:
     connect_s: float = 10.0  # per try to reach a server; it is tried again meanwhile
     in_flight: int = 64  # objects under way per server; our choice
 
+    def __post_init__(self) -> None:
+        """Raises UserError for values that reach nobody."""
+        name = "rewards.remote"
+        require(self.connect_s > 0, f"{name}.connect_s", self.connect_s, "above 0")
+        require(self.in_flight >= 1, f"{name}.in_flight", self.in_flight, "1 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardsConfig:
@@ -169,6 +175,8 @@ class RewardsConfig:
     deadline_s: float = (
         120.0  # per step's scores; then missing. Our choice: 10x the usual
     )
+    start_s: float = 300.0  # until the sidecar has loaded all its models, or it is
+    # ended; first downloads take longer: configs/higrpo.py:7b has an hour
     threads: int = 1  # torch threads of the sidecar; 1 on 2 cores beside two workers
     points: int = 2048  # surface points per object for category and parts; our choice
     judge: bool = False  # load it beside the scorers; training does for `eval_every`.
@@ -195,12 +203,9 @@ class RewardsConfig:
             self.missing_alarm,
             "a share above 0, at most 1",
         )
-        require(
-            self.deadline_s > 0,
-            "rewards.deadline_s",
-            self.deadline_s,
-            "seconds above 0",
-        )
+        for name in ("deadline_s", "start_s"):
+            value = getattr(self, name)
+            require(value > 0, f"rewards.{name}", value, "seconds above 0")
         self._check_models()
 
     def _check_models(self) -> None:
@@ -217,11 +222,15 @@ class RewardsConfig:
             for field, least in (("in_flight", 1), ("max_tokens", 1), ("retries", 0)):
                 value = getattr(judge, field)
                 require(value >= least, f"{path}.{field}", value, f"{least} or more")
+            request_s = judge.request_s
+            require(request_s > 0, f"{path}.request_s", request_s, "seconds above 0")
+            asked = self.backend == "openai" and name in self.loaded()
             require(
-                judge.request_s > 0,
+                not asked or request_s < self.deadline_s,
                 f"{path}.request_s",
-                judge.request_s,
-                "seconds above 0",
+                request_s,
+                f"less than rewards.deadline_s={self.deadline_s:g}, which has to leave "
+                "time for another try",
             )
 
     def check_places(self) -> None:

@@ -37,6 +37,7 @@ from ar3d_jax.errors import writing
 _OF_STEPS = ("reward/{}", "reward/{}_std", "score/{}/*", "loss/{}")
 _OF_RUNS = (
     "score_missing",
+    "judge/*",
     "loss",
     "kl",
     "entropy",

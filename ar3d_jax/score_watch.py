@@ -27,21 +27,28 @@ PERCENTILES = (50, 95)
 class ScoreWatch:
     """Watches one run's scores, batch after batch."""
 
-    def __init__(self, config: RewardsConfig, say: Say) -> None:
-        """`say` writes a line for the user."""
-        self._config, self._say = config, say
+    def __init__(
+        self, config: RewardsConfig, say: Say, counters: Mapping[str, float]
+    ) -> None:
+        """`say` writes a line for the user; `counters` are as `look` takes them."""
+        self._config, self._say, self._counters = config, say, dict(counters)
         self._alarms: set[str] = set()  # said, and not over
         self._means: dict[str, collections.deque[float]] = {}
         self._failing = 0  # steps in a row
 
-    def look(self, step: int, batch: Batch) -> dict[str, float]:
+    def look(
+        self, step: int, batch: Batch, counters: Mapping[str, float]
+    ) -> dict[str, float]:
         """The metrics of a batch's scores; says what is newly wrong, and what is over.
 
         Of each step's roles: `score/<step>/<role>_std` over the batch, `_missing`, the
         share that no rollout got, of groups that were left out, too; and of each role
-        `time/score/<role>_p50` and `_p95`, in seconds from asking to answer.
+        `time/score/<role>_p50` and `_p95`, in seconds from asking to answer. Of
+        `counters`, `Scoring.counters` at this moment, what was added since the last
+        look.
         """
-        found: dict[str, float] = {}
+        before, self._counters = self._counters, dict(counters)
+        found = {name: n - before.get(name, 0.0) for name, n in counters.items()}
         for name, roles in batch.scores.items():
             for role, values in roles.items():
                 key = f"score/{name}/{role}"
@@ -121,44 +128,72 @@ def switched(saved: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def replaced(
+    saved: Mapping[str, Mapping[str, str]], about: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Scorers of a resumed run whose model or revision is another, in words.
+
+    Both by name, as `identities` has them; one that only one of them has is not here.
+    """
+    return [
+        f"{name} is {own['model']} ({own['revision']}), was {before['model']} "
+        f"({before['revision']})"
+        for name, own in about.items()
+        if (before := saved.get(name, own)) != own
+    ]
+
+
+def identities(scoring: Scoring) -> dict[str, dict[str, str]]:
+    """Scorer -> its model and revision, for a checkpoint."""
+    return {
+        name: {key: str(about[key]) for key in ("model", "revision")}
+        for name, about in scoring.about.items()
+    }
+
+
 def check_scorers(
     scoring: Scoring, config: RewardsConfig, steps: Sequence[str], say: Say
 ) -> None:
     """Has every scorer judge the known object, and says what came of it: a table.
 
+    Each step's answers count by themselves, those of a role that both have, too.
+
     Raises:
-        UserError: a scorer gives no score at all, with its reason.
+        UserError: a role has no score; it names the scorer, the role and the reason.
     """
     grid = known_object.logits(scoring.resolution)[None]
     scores: dict[str, float] = {}
-    reasons: dict[str, str | None] = {}
     seconds: dict[str, float] = {}
+    failures: dict[str, str] = {}
     tickets = [
         scoring.submit(grid, [known_object.PROMPT], config.ensemble_of(step))
         for step in steps
         if config.roles(config.ensemble_of(step))
     ]
     for ticket in tickets:
-        values, why = scoring.collect(ticket)
+        values, reasons = scoring.collect(ticket)
         scores |= {role: float(value[0]) for role, value in values.items()}
-        reasons |= {role: of[0] for role, of in why.items()}
-        seconds |= {r: max(s, default=0.0) for r, s in ticket.latencies.items()}
-    rows, failures = [], []
+        for role, took in ticket.latencies.items():
+            seconds[role] = max(seconds.get(role, 0.0), *took, 0.0)
+        failures |= {role: reason for role, (reason,) in reasons.items() if reason}
+    rows = []
     for name, about in scoring.about.items():
         roles = [role for role in about["roles"] if role in scores]
         if not roles:  # the judge, which is no reward
             continue
-        if all(reasons[role] for role in roles):
-            failures.append(f"{name}: {reasons[roles[0]]}")
         slowest = max(seconds[role] for role in roles)
-        told = [f"{scores[r]:.4f}" if reasons[r] is None else "-" for r in roles]
+        told = ["-" if role in failures else f"{scores[role]:.4f}" for role in roles]
         own = [str(about[key]) for key in ("model", "revision", "place")]
         rows.append([name, " ".join(roles), *own, f"{slowest:.2f}", " ".join(told)])
     say(f"{known_object.PROMPT}, as every scorer sees it:")
     for line in known_object.table(rows):
         say(line)
     if failures:
+        missing = "; ".join(
+            f"{getattr(config.scorers, role)} has no {role}: {reason}"
+            for role, reason in failures.items()
+        )
         raise UserError(
-            f"of a known object there is no score by {'; by '.join(failures)}: mend "
-            "that, or switch the scorer off with its weight 0"
+            f"of the known object, {known_object.PROMPT!r}, {missing}; mend that, or "
+            "switch the role off with its weight 0"
         )

@@ -111,6 +111,7 @@ PAPER = Config(
         backend="openai",
         points=10_000,  # ShapeLLM's input
         deadline_s=600.0,  # 128 objects, some 900 questions a step
+        start_s=3600.0,  # the first start downloads; backend=local reads 68 GB
     ),
     render=RenderConfig(size=448),  # 256 tokens per view in Qwen2.5-VL
     optim=OptimConfig(

@@ -11,7 +11,8 @@ from ar3d_jax.config_rewards import RewardsConfig
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards import known_object
 from ar3d_jax.rewards.client import Scoring
-from ar3d_jax.score_watch import ScoreWatch, check_scorers, switched
+from ar3d_jax.rewards.ticket import Scores
+from ar3d_jax.score_watch import ScoreWatch, check_scorers, replaced, switched
 from tests.rewards.test_client import RENDER, prepare_stand_ins
 
 NAN = float("nan")
@@ -22,7 +23,10 @@ class Run:
 
     def __init__(self, **changes):
         self.said = []
-        self.watch = ScoreWatch(RewardsConfig(**changes), self.said.append)
+        self.counters = {"judge/a/sent": 5.0}
+        self.watch = ScoreWatch(
+            RewardsConfig(**changes), self.said.append, self.counters
+        )
         self.step = 0
         self.metrics = {}
 
@@ -37,7 +41,7 @@ class Run:
             latencies={"category": list(latencies)},
         )
         self.said.clear()
-        self.metrics = self.watch.look(self.step, batch)
+        self.metrics = self.watch.look(self.step, batch, self.counters)
         self.step += 1
         return self
 
@@ -49,9 +53,20 @@ def test_numbers_by_hand():
         "score/coarse/category_std": 1.0,
         "time/score/category_p50": 2.0,
         "time/score/category_p95": pytest.approx(2.9),
+        "judge/a/sent": 0.0,
     }
     assert np.isnan(Run().see(NAN, NAN).metrics["score/coarse/category_std"])
     assert "time/score/category_p50" not in Run().see(1.0, 2.0).metrics
+
+
+def test_what_judges_counted_since_the_line_before():
+    run = Run()
+    run.counters |= {"judge/a/sent": 8.0, "judge/b/failed": 2.0}
+    metrics = run.see(1.0, 2.0).metrics
+    assert (metrics["judge/a/sent"], metrics["judge/b/failed"]) == (3.0, 2.0)
+    run.counters["judge/a/sent"] = 9.0
+    metrics = run.see(1.0, 2.0).metrics
+    assert (metrics["judge/a/sent"], metrics["judge/b/failed"]) == (1.0, 0.0)
 
 
 def test_missing_scores_of_groups_that_were_left_out_count():
@@ -111,6 +126,20 @@ def test_what_was_switched_is_said():
     assert switched(saved, now) == ["rewards.weights.coarse.category is 0, was 1"]
 
 
+def test_a_scorer_that_became_another_is_said():
+    saved = {
+        "hps_v2_1": {"model": "hps", "revision": "a1"},
+        "qwen_vl": {"model": "qwen", "revision": "as served"},
+        "shapellm": {"model": "off now", "revision": "0"},
+    }
+    now = {
+        "hps_v2_1": {"model": "hps", "revision": "b2"},
+        "qwen_vl": {"model": "qwen", "revision": "as served"},
+        "unified_2": {"model": "on since", "revision": "0"},
+    }
+    assert replaced(saved, now) == ["hps_v2_1 is hps (b2), was hps (a1)"]
+
+
 # --- before the first step ------------------------------------------------------------
 
 
@@ -158,11 +187,64 @@ def test_a_scorer_without_any_score_ends_the_run_before_it_begins(scoring, monke
     monkeypatch.setattr(known_object, "PROMPT", "raise")
     rewards, said = RewardsConfig(points=8), []
     with (
-        pytest.raises(UserError, match="by embedded: ValueError: as I was told: mend"),
+        pytest.raises(UserError, match="embedded has no category: ValueError: as I"),
         scoring(rewards) as open_scoring,
     ):
         check_scorers(open_scoring, rewards, ("coarse",), said.append)
     assert said[-1].split()[-3:] == ["-"] * 3
+
+
+class Answers(Scoring):
+    """Without processes: each step's answers, a number or a reason per role."""
+
+    resolution = 8
+    about = None
+
+    def __init__(self, about, **by_step):
+        row = {"model": "m", "revision": "1", "place": "here"}
+        self.about = {name: {"roles": roles} | row for name, roles in about.items()}
+        self._by_step = by_step
+
+    def submit(self, logits, prompts, step):
+        ticket = Scores(tuple(self._by_step[step]), 1, 0.0, None)
+        for role, answer in self._by_step[step].items():
+            ticket.latencies[role].append(1.0)
+            if isinstance(answer, str):
+                ticket.reasons[role][0] = answer
+            else:
+                ticket.scores[role][0] = answer
+        return ticket
+
+    def collect(self, ticket):
+        return ticket.scores, ticket.reasons
+
+
+ABOUT = {"gpu1/hps": ["preference"], "gpu1/rest": ["category", "quality", "parts"]}
+
+
+@pytest.mark.parametrize(
+    ("coarse", "refined", "told", "dashes"),
+    [
+        # The other step's answer hides nothing, whichever came first.
+        ({"preference": "no idea"}, {"preference": 1.0}, "preference: no idea", 1),
+        ({"preference": 1.0}, {"preference": "no idea"}, "preference: no idea", 1),
+        # Other roles' answers hide nothing either.
+        (
+            {"preference": 1.0, "category": 1.0},
+            {"preference": 1.0, "quality": 2.0, "parts": "bad: 7"},
+            "parts: bad: 7",
+            1,
+        ),
+        # A role that nobody fills has no row.
+        ({"alignment": "nobody"}, {"quality": 2.0}, "alignment: nobody", 0),
+    ],
+)
+def test_any_role_without_a_score_ends_the_run(coarse, refined, told, dashes):
+    rewards, said = RewardsConfig(), []
+    answers = Answers(ABOUT, coarse=coarse, refined=refined)
+    with pytest.raises(UserError, match=f"legs', embedded has no {told}; mend"):
+        check_scorers(answers, rewards, ("coarse", "refined"), said.append)
+    assert sum(line.split().count("-") for line in said[2:]) == dashes
 
 
 def test_one_step_training_asks_its_own_ensemble_alone(scoring):

@@ -16,7 +16,7 @@ from typing import Any
 
 from ar3d_jax.rewards import wire
 
-START_S = 300.0  # loading a reward model's weights takes minutes on a cold disk
+START_S = 300.0  # importing and loading take minutes on a cold disk
 STOP_S = 5.0  # for an orderly end; then it is killed
 
 
@@ -39,9 +39,11 @@ class Child:
         config: dict[str, Any],
         ring: wire.Ring,
         log: pathlib.Path,
+        *,
+        start_s: float = START_S,
     ) -> None:
-        """Describes the child; `start` starts it."""
-        self.name, self.log = name, log
+        """Describes the child; `start` starts it, which may take `start_s` seconds."""
+        self.name, self.log, self._start_s = name, log, start_s
         self._module, self._config, self._ring = module, config, ring
         self._process: subprocess.Popen[bytes] | None = None
         self.channel: wire.Channel
@@ -67,7 +69,7 @@ class Child:
             )
         self.channel = wire.Channel(ours)
         self.hello = None
-        self.deadline = time.monotonic() + START_S
+        self.deadline = time.monotonic() + self._start_s
         start = {"start": {"version": wire.VERSION, "config": self._config}}
         with contextlib.suppress(OSError):  # dead already: its end is read next
             self.channel.send(start)

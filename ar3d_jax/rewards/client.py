@@ -59,6 +59,7 @@ class Scoring(Crew):
             else None,
             config.deadline_s,
             log_dir,
+            start_s=config.start_s,
         )
 
     @property
@@ -70,6 +71,11 @@ class Scoring(Crew):
     def about(self) -> dict[str, dict[str, Any]]:
         """Scorer -> its roles, model, revision and place, as the sidecar says."""
         return self._children[-1].about
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """By "judge/<scorer>/<kind>", how often since the block began; never fewer."""
+        return {}
 
     def submit(
         self,
