@@ -50,6 +50,7 @@ class Child:
         self.hello: dict[str, Any] | None = None
         self.about: dict[str, Any] = {}
         self.counters: dict[str, float] = {}
+        self._counted_before: collections.Counter[str] = collections.Counter()
         self.deadline = 0.0
         self.failed_starts = 0
         self.outstanding: collections.deque[Any] = collections.deque()
@@ -69,10 +70,17 @@ class Child:
             )
         self.channel = wire.Channel(ours)
         self.hello = None
+        self._counted_before.update(self.counters)
+        self.counters = {}
         self.deadline = time.monotonic() + self._start_s
         start = {"start": {"version": wire.VERSION, "config": self._config}}
         with contextlib.suppress(OSError):  # dead already: its end is read next
             self.channel.send(start)
+
+    @property
+    def counted(self) -> dict[str, float]:
+        """As `counters`, since the first start."""
+        return dict(self._counted_before + collections.Counter(self.counters))
 
     def end(self, *, grace_s: float = 0.0) -> str:
         """Ends the process, by force after `grace_s`; how it ended, in words."""

@@ -75,7 +75,8 @@ class Scoring(Crew):
     @property
     def counters(self) -> dict[str, float]:
         """By "judge/<scorer>/<kind>", how often since the block began; never fewer."""
-        return {}
+        counted = self._children[-1].counted
+        return {f"judge/{name}": number for name, number in counted.items()}
 
     def submit(
         self,

@@ -361,6 +361,6 @@ class Courier:
                 )
                 self._replace(child, "hung", blame=False)
             elif child.hello is None and child.deadline <= now:
-                self._replace(child, "did not get ready in time")
+                self._replace(child, "did not get ready in time (rewards.start_s)")
         for item, reason in late.items():
             self._settle(item, reason)
