@@ -15,7 +15,8 @@
 #   --models=NAMES     of unified_think,unified_2,qwen_vl (all three)
 #   --gpus=NUMBERS     such as 0,1; the models are dealt out to them in turn (0)
 #   --share=FRACTION   of a GPU's memory for all models on it together (0.9)
-#   --host=ADDRESS     where to listen (127.0.0.1); there is no password
+#   --host=ADDRESS     where to listen (127.0.0.1); there is no password. With 0.0.0.0
+#                      the printed flags have this machine's name
 #   --port=N           of the first model (8101)
 #   --views=N          pictures of a question, at most: render.views (6)
 #   --wait=SECONDS     for a server to be ready; the first start downloads 17 GB (3600)
@@ -105,12 +106,26 @@ compose() {
   )
 }
 
-# Where this machine reaches the server.
+# Where this machine reaches the server of the model with this index.
 address() {
   local reached="$host"
-  [[ "$host" != 0.0.0.0 && "$host" != :: ]] || reached=127.0.0.1
+  ! everywhere || reached=127.0.0.1
+  url "$reached" "$1"
+}
+
+# Where others, and this machine as well, reach it.
+public_address() {
+  local reached="$host"
+  ! everywhere || reached="$(hostname -f 2> /dev/null || hostname)"
+  url "$reached" "$1"
+}
+
+everywhere() { [[ "$host" == 0.0.0.0 || "$host" == :: ]]; }
+
+url() {
+  local reached="$1"
   [[ "$reached" != *:* ]] || reached="[$reached]"
-  echo "http://$reached:$((port + $1))"
+  echo "http://$reached:$((port + $2))"
 }
 
 stop() {
@@ -176,9 +191,12 @@ done
 say "all are ready; flags of the trainer:"
 echo "--config.rewards.backend=openai"
 for index in "${!names[@]}"; do
-  quoted "--config.rewards.${names[$index]}.endpoints=('$(address "$index")/v1',)"
+  quoted "--config.rewards.${names[$index]}.endpoints=('$(public_address "$index")/v1',)"
 done
-wait -n || true
-for group in "${!groups[@]}"; do
-  kill -0 "$group" 2> /dev/null || ended "${groups[$group]}"
+# `wait -n` would miss a server that has ended just before.
+while true; do
+  for group in "${!groups[@]}"; do
+    kill -0 "$group" 2> /dev/null || ended "${groups[$group]}"
+  done
+  sleep 1
 done

@@ -14,6 +14,7 @@ from ar3d_jax.errors import UserError
 
 Parts = tuple[tuple[str, int], ...]  # names in the singular, how many of each
 
+MOST_PARTS = 12  # of a prompt; each costs the scorer two questions; our choice
 EXAMPLE = '{"prompt": "a chair", "parts": [{"name": "leg", "count": 4}]}'
 
 _NUMBERS: dict[str, int] = {
@@ -46,14 +47,15 @@ _NO_PLURAL = re.compile(r"(?:ss|us|is|lens|gas|canvas|trousers|scissors|glasses)
 def noun_phrases(prompt: str) -> Parts:
     """Parts that the prompt names: its phrases after "with", "and" or a comma.
 
-    Where there are none, the object itself. A plural without a number counts as two,
-    which it is at least. Words alone decide, so "red, shiny" becomes a part, too: a
-    fallback for prompts that no list has.
+    Where there are none, the object itself; where there are many, the first MOST_PARTS.
+    A plural without a number counts as two, which it is at least. Words alone decide,
+    so "red, shiny" becomes a part, too: a fallback for prompts that no list has.
     """
     phrases = [_phrase(piece) for piece in _BREAK.split(prompt.lower())]
     first, rest = phrases[0], [phrase for phrase in phrases[1:] if phrase]
     found = rest or [first or (" ".join(prompt.lower().split()), 1)]
-    return tuple({name: (name, count) for name, count in found}.values())
+    parts = {name: (name, count) for name, count in found}.values()
+    return tuple(parts)[:MOST_PARTS]
 
 
 def _phrase(piece: str) -> tuple[str, int] | None:
@@ -89,7 +91,8 @@ def _singular(word: str) -> tuple[str, bool]:
 def read(path: Path) -> dict[str, Parts]:
     """Parts by prompt, whose white space is one blank between words.
 
-    Of a prompt that comes twice the last line counts. A prompt may have no parts.
+    Of a prompt that comes twice the last line counts. An empty list means that no parts
+    are known: the scorer then goes by the prompt's words, as without a line.
 
     Raises:
         UserError: there is no such file, or a line of it is something else.

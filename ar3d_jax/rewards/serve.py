@@ -1,7 +1,7 @@
 """Scores for other machines: `python -m ar3d_jax.rewards.serve --secret_file=FILE`.
 
     python -m ar3d_jax.rewards.serve --config=configs/higrpo.py:7b \
-        --listen=0.0.0.0:7071 --secret_file=secret.txt
+        --config.rewards.backend=local --listen=0.0.0.0:7071 --secret_file=secret.txt
 
 loads the scorers of the config's `rewards` section on this machine, which has the GPUs,
 prints what each makes of a known object, and serves any number of training hosts.

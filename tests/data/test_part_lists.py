@@ -36,6 +36,13 @@ def test_noun_phrases(prompt, parts):
     assert part_lists.noun_phrases(prompt) == parts
 
 
+def test_a_long_prompt_has_twelve_parts():
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in "abcdefgh"]
+    found = part_lists.noun_phrases("a thing with " + ", ".join(names))
+    assert [name for name, _ in found] == names[: part_lists.MOST_PARTS]
+    assert part_lists.MOST_PARTS == 12
+
+
 def write(path, *lines):
     path.write_text("\n".join(lines), "utf-8")
     return path

@@ -121,7 +121,8 @@ def test_killed_in_the_middle_nothing_is_asked_twice(tmp_path, prompts):
     }
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["by"] for row in rows] == ["judge", "words", "judge", "judge"]
-    assert rows[1]["why"].startswith("there is no JSON object with parts; it answered")
+    why = "unreadable: there is no JSON object with parts; it answered 'Legs!'"
+    assert rows[1]["why"] == why
 
 
 def test_what_has_no_answer_gets_no_line_and_is_said(tmp_path, prompts):
@@ -137,7 +138,7 @@ def test_what_has_no_answer_gets_no_line_and_is_said(tmp_path, prompts):
     status, said, error, url = asyncio.run(both())
     assert (status, said) == (2, "")
     assert error == (
-        f"error: 1 prompts without an answer ({url}: status 400: no); the other lists "
+        f"error: 1 prompts without an answer (status 400: {url}: no); the other lists "
         f"are in {out}, and the same command asks for what is missing"
     )
     assert set(part_lists.read(out)) == set(PROMPTS) - {PROMPTS[1]}

@@ -211,6 +211,34 @@ def test_it_starts_and_ends_with_all_children(machine):
     assert {after(command, "--revision") for command in commands} == {COMMIT}
 
 
+@pytest.mark.parametrize(
+    ("host", "full", "name"),
+    [
+        ("0.0.0.0", "echo gpu1.example", "gpu1.example"),
+        ("::", "echo gpu1.example", "gpu1.example"),
+        ("0.0.0.0", "echo unknown >&2; exit 1", "gpu1"),
+        ("127.0.0.1", "echo gpu1.example", "127.0.0.1"),
+    ],
+)
+def test_the_trainer_gets_an_address_that_it_can_reach(machine, host, full, name):
+    program = machine.folder / "bin/hostname"
+    program.write_text(
+        f'#!/bin/bash\nif [ "$1" = -f ]; then {full}; else echo gpu1; fi'
+    )
+    program.chmod(0o755)
+    port = free_ports()
+    with started(machine, f"--host={host}", *two(port)) as script:
+        printed = [script.stdout.readline().strip() for _ in range(3)]
+        script.send_signal(signal.SIGTERM)
+        _, said = script.communicate(timeout=60)
+    assert [shlex.split(line)[0] for line in printed[1:]] == [
+        f"--config.rewards.unified_2.endpoints=('http://{name}:{port}/v1',)",
+        f"--config.rewards.qwen_vl.endpoints=('http://{name}:{port + 1}/v1',)",
+    ]
+    # Health is asked for here, where there may be no way to the name.
+    assert f"unified_2: http://127.0.0.1:{port}, log in" in said
+
+
 def dry_of_locked(machine):
     result = machine.run(
         "rewards_vllm.sh",

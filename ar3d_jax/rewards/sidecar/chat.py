@@ -9,8 +9,10 @@ the judges are in `scorers/`.
 import asyncio
 import collections
 import dataclasses
+import functools
 import string
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +36,9 @@ PROMPTS = Path(__file__).parent / "prompts"
 # into the 4096 tokens that launch/rewards_vllm.sh gives a request.
 PIXELS = 448 * 448
 LATENCIES = 1000  # the last ones are kept
+EVERY = 100  # of a kind of view without a number, the first of so many is logged
+
+LeaveOut = Callable[[str], None]  # is told the reason why a view does not count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,8 +64,13 @@ class Judge(Protocol):
         """All that has to be asked for the subject's roles."""
         ...
 
-    def verdicts(self, subject: Subject, answers: Sequence[Answer]) -> Verdicts:
-        """Of each of the subject's roles, from one answer to each question."""
+    def verdicts(
+        self, subject: Subject, answers: Sequence[Answer], leave_out: LeaveOut
+    ) -> Verdicts:
+        """Of each of the subject's roles, from one answer to each question.
+
+        `leave_out` is told of each view without a number, which no verdict may say.
+        """
         ...
 
 
@@ -93,7 +103,9 @@ class Statistics:
         failures: Tries that failed, by kind.
         missing: Questions without an answer, by the kind of their last failure, or
             `deadline`.
-        latencies_s: Of the last answers, from the try's start.
+        unread: Views without a number, once a role, by the kinds above and those of
+            `answers.py`; of the others the best one counts.
+        latencies_s: Of the last answers, from the request's start.
     """
 
     sent: int = 0
@@ -104,9 +116,35 @@ class Statistics:
     missing: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
+    unread: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
     latencies_s: collections.deque[float] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=LATENCIES)
     )
+
+    def leave_out(self, model: str, reason: str) -> None:
+        """Counts a view of the judge `model`; logs a kind's first, 101st and so on."""
+        kind = reason.partition(": ")[0]
+        self.unread[kind] += 1
+        count = self.unread[kind]
+        if count % EVERY == 1:
+            print(f"{model}: {count} views left out, {reason}", file=sys.stderr)
+
+    def line(self) -> dict[str, float]:
+        """The counters: `sent`, `answered`, and by kind `unread/cut_off` and so on."""
+        counters = {
+            "failures": self.failures,
+            "missing": self.missing,
+            "unread": self.unread,
+        }
+        counts = {
+            f"{name}/{kind.replace(' ', '_')}": float(count)
+            for name, counter in counters.items()
+            # A copy, as another thread may count meanwhile.
+            for kind, count in dict(counter).items()
+        }
+        return {"sent": float(self.sent), "answered": float(self.answered), **counts}
 
 
 @runtime_checkable
@@ -126,19 +164,29 @@ class Post(Protocol):
 
 
 class LocalJudge:
-    """A `Scorer`."""
+    """A `Scorer`.
+
+    Attributes:
+        statistics: What happened so far; a question is sent once.
+    """
 
     def __init__(self, judge: Judge, chat: Chat, batch: int) -> None:
         """`batch`: how many objects to take at a time."""
-        self.about, self.batch = chat.about, batch
+        self.about, self.batch, self.statistics = chat.about, batch, Statistics()
         self._judge, self._chat = judge, chat
+        self._leave_out = functools.partial(self.statistics.leave_out, self.about.model)
 
     def score(self, subjects: Sequence[Subject]) -> list[Verdicts]:
         """See `Scorer`."""
         asked = [self._judge.questions(subject) for subject in subjects]
-        answers = iter(self._chat.answer([one for some in asked for one in some]))
+        together = [one for some in asked for one in some]
+        self.statistics.sent += len(together)
+        answers = iter(self._chat.answer(together))
+        self.statistics.answered += len(together)
         return [
-            self._judge.verdicts(subject, [next(answers) for _ in some])
+            self._judge.verdicts(
+                subject, [next(answers) for _ in some], self._leave_out
+            )
             for subject, some in zip(subjects, asked, strict=True)
         ]
 
@@ -164,6 +212,7 @@ class DistantJudge:
     def __init__(self, judge: Judge, post: Post) -> None:
         self.about, self.statistics = post.about, post.statistics
         self._judge, self._post = judge, post
+        self._leave_out = functools.partial(self.statistics.leave_out, self.about.model)
 
     async def ask(self, subject: Subject, deadline: float, tell: Tell) -> Verdicts:
         """See `Correspondent`; all questions are under way at once."""
@@ -171,7 +220,7 @@ class DistantJudge:
         answers = await asyncio.gather(
             *(self._post.answer(one, deadline) for one in asked)
         )
-        return self._judge.verdicts(subject, answers)
+        return self._judge.verdicts(subject, answers, self._leave_out)
 
     async def close(self) -> None:
         """Hangs up."""
@@ -200,8 +249,13 @@ def write(name: str, prompt: str) -> str:
 
     The user's text stays text: it is one line, and its <|special tokens|> are broken.
     """
-    template = string.Template((PROMPTS / f"{name}.txt").read_text("utf-8").strip())
-    return template.substitute(prompt=" ".join(prompt.split()).replace("<|", "< |"))
+    line = " ".join(prompt.split()).replace("<|", "< |")
+    return _template(name).substitute(prompt=line)
+
+
+@functools.cache
+def _template(name: str) -> string.Template:
+    return string.Template((PROMPTS / f"{name}.txt").read_text("utf-8").strip())
 
 
 def generation_fields(config: JudgeConfig) -> dict[str, Any]:

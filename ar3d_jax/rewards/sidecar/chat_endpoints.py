@@ -131,19 +131,20 @@ class Endpoints:
         for problem in silent:
             print(f"{field}.endpoints: {problem}; going on without", file=sys.stderr)
         self._changed = asyncio.Condition()
-        self.about = About(model, revision or "as served", " ".join(config.endpoints))
+        # No such server says which revision it has.
+        served = f"as configured: {revision}" if revision else "as served"
+        self.about = About(model, served, " ".join(config.endpoints))
 
     async def answer(self, question: Question, deadline: float) -> Answer:
         """See `Post`."""
         failure = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                body = await asyncio.to_thread(self._write, question)
                 left, last = self._config.retries, None
                 for pause in _pauses():
                     try:
                         last = await self._free(last, deadline)
-                        return await self._ask(last, body)
+                        return await self._ask(last, question)
                     except _Failure as error:
                         failure = error
                     if failure.again is not None:
@@ -153,11 +154,11 @@ class Endpoints:
                     left -= 1
                     await asyncio.sleep(pause)
         except TimeoutError:
-            before = f"; before that, {failure}" if failure else ""
+            before = f"; before that, {failure.kind}: {failure}" if failure else ""
             failure = _Failure("deadline", f"no answer by the deadline{before}")
         assert failure is not None
         self.statistics.missing[failure.kind] += 1
-        return Answer(reason=str(failure))
+        return Answer(kind=failure.kind, detail=str(failure))
 
     async def close(self) -> None:
         """Hangs up."""
@@ -189,11 +190,13 @@ class Endpoints:
                     async with asyncio.timeout(wait):
                         await self._changed.wait()
 
-    async def _ask(self, endpoint: _Endpoint, body: bytes) -> Answer:
+    async def _ask(self, endpoint: _Endpoint, question: Question) -> Answer:
         """One try; the endpoint's place was taken by `_free`, and is given back."""
-        self.statistics.sent += 1
-        started = time.monotonic()
         try:
+            # Only now, as what waits for a place would fill the memory with pictures.
+            body = await asyncio.to_thread(self._write, question)
+            self.statistics.sent += 1
+            started = time.monotonic()
             answer = await self._send(endpoint, body)
         except _Failure as failure:
             self.statistics.failures[failure.kind] += 1
@@ -276,7 +279,7 @@ def _read(reply: httpx2.Response, url: str) -> Answer:
         again = status in (408, 429) or status >= 500
         raise _Failure(
             f"status {status}",
-            f"{url}: status {status}: {said}",
+            f"{url}: {said}",
             again=None if again else 0,
             after_s=_retry_after(reply) if again else 0.0,
             sick=status == 408 or status >= 500,

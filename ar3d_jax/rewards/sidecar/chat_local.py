@@ -152,9 +152,8 @@ def _load_model(folder: Path, dtype: torch.dtype, field: str) -> Any:
     except Exception as error:  # of json, of safetensors, of transformers' own checks
         problem = f"cannot be loaded ({files.first_line(error)})"
         files.refuse(field, folder, problem, EXPECTED)
-    missing = sorted(found["missing_keys"])
-    if missing:
-        problem = f"lacks {missing[0]} ({len(missing)} tensors)"
+    problem = files.misfits(sorted(found["missing_keys"]), {})
+    if problem:
         files.refuse(field, folder, problem, EXPECTED)
     return model.eval()
 

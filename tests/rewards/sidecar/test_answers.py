@@ -37,6 +37,8 @@ QUALITY = [
         "**Alignment Score (1-5):** 4\n**Coherence Score:** 3\n**Style Score**: 2",
         9,
     ),
+    ("**Alignment** Score (1-5): 4\n*Coherence* score: 3\n`Style` Score: 2", 9),
+    ("__Alignment__ __Score__: 4\nCoherence **Score**: 3\nStyle_Score: 2", 9),
     ("- Alignment Score: 4\n- Coherence Score: 3\n- Style Score: 2\n", 9),
     (
         "1. alignment score: 4\n2. coherence score: 3\n3. STYLE SCORE (1\u20135) : 2",
@@ -78,6 +80,14 @@ QUALITY = [
     (lines("3-4", 3, 2), "no number"),
     (lines("3.5 \u2013 4", 3, 2), "no number"),
     (lines("3.4.5", 3, 2), "no number"),
+    (lines("3.5 to 4", 3, 2), "the alignment score is no number"),
+    (lines(3, "3 or 4", 2), "the coherence score is no number"),
+    (lines(3, 3, "**2** or **3**"), "the style score is no number"),
+    (lines("4%", 3, 2), "the alignment score is no number"),
+    (lines("4.5 %", 3, 2), "no number"),
+    (lines("3 -4", 3, 2), "no number"),
+    (lines("4 / 10", 3, 2), "no number"),
+    (lines("4 to my taste", "3 or so", "2 (90% sure)"), 9),
     (lines("4/50", 3, 2), "no number"),
     (lines(4, 3, 2) + "\n" + lines("X", 3, 2), "no number"),  # the last one counts
     ("Alignment Score (1-5): 4\nCoherence Score (1-5): 3", "there is no style score"),
@@ -113,12 +123,16 @@ def test_three_lines(text, expected):
         # Long decimals that go on and on are known well enough.
         (lines("2.75", "3.25", "3.333333333333"), 2.75 + 3.25 + 3.333333333333),
         (lines(4, 3, 2) + "\nThe", 9),
-        (lines(4, 3, 2), "the style score may go on: it was cut off, see max_tokens"),
-        (lines(4, 3, "2."), "the style score may go on"),
-        (lines(4, 3, "2.8"), "the style score may go on"),
-        (lines(4, 3, ""), "the style score is no number: it was cut off"),
-        ("Alignment Score (1-5): 4\nCoher", "there is no coherence score: it was cut"),
-        ("<think>Let me see", "the reasoning has no end: it was cut off"),
+        (lines(4, 3, 2), "cut off: the style score is no number, see max_tokens; it"),
+        (lines(4, 3, "2."), "cut off: the style score is no number"),
+        (lines(4, 3, "2.8"), "cut off: the style score is no number"),
+        (lines(4, 3, "2 to 3"), "cut off: the style score is no number"),
+        (lines(4, 3, "2.333 or"), "cut off: the style score is no number"),
+        (lines(4, 3, "2 / 1"), "cut off: the style score is no number"),
+        (lines(4, 3, ""), "cut off: the style score is no number"),
+        ("Alignment Score (1-5): 4\nCoher", "cut off: there is no coherence score"),
+        ("<think>Let me see", "cut off: the reasoning has no end"),
+        (lines(4, 9, 2) + "\nThe", "out of range: the coherence score is 9"),
     ],
 )
 def test_three_lines_that_were_cut_off(text, expected):
@@ -185,9 +199,11 @@ def test_category(text, expected):
 
 
 def test_json_that_was_cut_off():
-    reason = "no JSON object with match: it was cut off, see max_tokens"
+    reason = "cut off: there is no JSON object with match, see max_tokens; it answered"
     check(answers.category(Answer('{"match"', cut=True)), reason)
     check(answers.category(Answer('{"match": 1} The', cut=True)), 1)
+    reason = "unreadable: match is no number; it"
+    check(answers.category(Answer('{"match": "yes"} The', cut=True)), reason)
 
 
 @pytest.mark.parametrize(
@@ -237,12 +253,39 @@ def test_align_lmm(text, expected):
 
 
 def test_why_there_was_no_answer_stays_the_reason():
-    lost = Answer(reason="http://a: no answer in 120 s")
+    lost = Answer(kind="timeout", detail="http://a: no answer in 120 s")
     readers = (answers.quality, answers.alignment_of_think, answers.consistency)
     for read in readers:
-        check(read(lost), "http://a: no answer in 120 s")
+        assert read(lost)[1] == "timeout: http://a: no answer in 120 s"
 
 
 def test_a_reason_quotes_the_answer():
-    reason = "there is no JSON object with match; it answered 'It is a chair.'"
-    check(answers.category(Answer("It is\n a chair.")), reason)
+    _, reason = answers.category(Answer("It is\n a chair."))
+    assert reason == (
+        "unreadable: there is no JSON object with match; it answered 'It is a chair.'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("unreadable", answers.quality(Answer("A chair: fine."))),
+        ("unreadable", answers.quality(Answer(lines("X", "Y", "Z")))),
+        ("unreadable", answers.category(Answer('{"match": null}'))),
+        ("unreadable", answers.parts(Answer('{"parts": ["leg"]}'))),
+        ("out of range", answers.alignment(Answer(lines(6, 3, 3)))),
+        ("out of range", answers.alignment(Answer(lines("nan", 3, 3)))),
+        ("out of range", answers.category(Answer('{"match": 0.5}'))),
+        (
+            "out of range",
+            answers.consistency_shape(
+                Answer('{"outline": 2, "appearance": 0, "parts": 0}')
+            ),
+        ),
+        ("out of range", answers.parts(Answer('{"parts": []}'))),
+        ("cut off", answers.align_lmm(Answer('{"align', cut=True))),
+        ("status 429", answers.align_lmm(Answer(kind="status 429", detail="a: b"))),
+    ],
+)
+def test_reasons_are_counted_by_what_is_before_the_colon(kind, verdict):
+    assert verdict[1].partition(": ")[0] == kind

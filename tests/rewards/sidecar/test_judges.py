@@ -1,14 +1,18 @@
 """The three judges: what they ask about an object, and what its answers are worth."""
 
 import asyncio
+import collections
 import json
 import math
+import pathlib
+import re
 import time
 
 import numpy as np
 import pytest
 
 from ar3d_jax.config_rewards import JUDGES, JudgeConfig, RewardsConfig
+from ar3d_jax.rewards.sidecar import answers as readers
 from ar3d_jax.rewards.sidecar import chat, chat_endpoints, scorers
 from ar3d_jax.rewards.sidecar.answers import Answer
 from ar3d_jax.rewards.sidecar.scorers import (
@@ -29,6 +33,10 @@ def subject(*roles, prompt="a red chair", views=3):
     pictures = np.arange(views * 48, dtype=np.uint8).reshape(views, 4, 4, 3)
     nothing = np.zeros((0, 3))
     return Subject(prompt, pictures, nothing, nothing.astype(np.uint8), roles)
+
+
+def nothing(reason):
+    raise AssertionError(f"left out: {reason}")
 
 
 def judge_of(module, monkeypatch):
@@ -84,25 +92,34 @@ def test_unified_is_asked_view_by_view_in_its_own_format(unified, think):
 
 def test_quality_is_the_best_views_sum(unified):
     answers = [Answer(LINES.format(*n)) for n in [(2, 3, 4), (1, 5, 4.5), (5, 1, 1)]]
-    found = unified.verdicts(subject("quality"), answers)
+    found = unified.verdicts(subject("quality"), answers, nothing)
     assert found == {"quality": (10.5, None)}  # not 5 + 5 + 4.5 of three views
-    found = unified.verdicts(subject("alignment", "quality"), answers)
+    found = unified.verdicts(subject("alignment", "quality"), answers, nothing)
     assert found == {"alignment": (5.0, None), "quality": (10.5, None)}
 
 
 def test_views_that_cannot_be_read_are_left_out(unified):
-    lost = Answer(reason="http://a: no answer in 120 s")
+    lost = Answer(kind="timeout", detail="http://a: no answer in 120 s")
     answers = [lost, Answer(LINES.format(2, 3, 4)), Answer(LINES.format(5, 5, "nan"))]
-    found = unified.verdicts(subject("quality", "alignment"), answers)
+    told = []
+    found = unified.verdicts(subject("quality", "alignment"), answers, told.append)
     assert found == {"quality": (9.0, None), "alignment": (5.0, None)}
+    # Of each role, as a view may have a number for one of them only.
+    late, style, also_late = told
+    assert late == also_late == "timeout: http://a: no answer in 120 s"
+    assert style.startswith("out of range: the style score is not finite")
 
 
 def test_no_view_that_can_be_read_is_missing_with_the_first_reason(unified, think):
-    answers = [Answer(reason="first"), Answer("?"), Answer(LINES.format(9, 9, 9))]
+    lost = Answer(kind="reply", detail="first")
+    answers = [lost, Answer("?"), Answer(LINES.format(9, 9, 9))]
     for judge, role in ((unified, "quality"), (think, "alignment")):
-        (found,) = judge.verdicts(subject(role), answers).values()
+        told = []
+        (found,) = judge.verdicts(subject(role), answers, told.append).values()
         assert math.isnan(found[0])
-        assert found[1] == "first"
+        assert found[1] == "reply: first"
+        kinds = [reason.partition(": ")[0] for reason in told]
+        assert kinds == ["reply", "unreadable", "out of range"]
 
 
 def test_think_takes_the_line_or_the_final_score(think):
@@ -111,7 +128,8 @@ def test_think_takes_the_line_or_the_final_score(think):
         Answer("Final Score: 3"),
         Answer("Image 1 is better"),
     ]
-    assert think.verdicts(subject("alignment"), answers) == {"alignment": (3.0, None)}
+    found = think.verdicts(subject("alignment"), answers, [].append)
+    assert found == {"alignment": (3.0, None)}
 
 
 KEYS = {
@@ -129,10 +147,33 @@ def test_qwen_sees_all_views_at_once_once_a_role(qwen):
         np.testing.assert_array_equal(question.pictures, one.views)
         assert question.schema["required"] == keys
         assert list(question.schema["properties"]) == keys
-        # The example in the text is of the same form.
-        assert list(json.loads(question.text.splitlines()[-1])) == keys
+        # The example in the text is of the same form, with letters for numbers.
+        example = re.sub(r": [A-Z]\b", ": 1", question.text.splitlines()[-1])
+        assert json.loads(example) == dict.fromkeys(keys, 1)
         assert "[a red chair]" in question.text
     assert len({question.text for question in asked}) == 4
+
+
+def test_an_echo_of_the_question_is_no_answer(qwen, unified):
+    one = subject(*KEYS)
+    for question, role in zip(qwen.questions(one), KEYS, strict=True):
+        last = question.text.splitlines()[-1]
+        quoted = re.sub(r": ([A-Z])\b", r': "\1"', last)
+        for echo in (question.text, last, quoted):
+            (found,) = qwen.verdicts(subject(role), [Answer(echo)], nothing).values()
+            assert math.isnan(found[0])
+            assert found[1].startswith("unreadable: ")
+    one = subject("quality", "alignment", views=1)
+    (question,) = unified.questions(one)
+    for value, reason in unified.verdicts(
+        one, [Answer(question.text)], [].append
+    ).values():
+        assert math.isnan(value)
+        assert reason.startswith("unreadable: the alignment score is no number")
+    echo = Answer(chat.write("parts", "a chair"))
+    found, reason = readers.parts(echo)
+    assert found is None
+    assert reason.startswith("unreadable: ")
 
 
 def test_qwens_numbers_by_role(qwen):
@@ -142,7 +183,7 @@ def test_qwens_numbers_by_role(qwen):
         Answer("I cannot say."),
         Answer('{"alignment": 4}'),
     ]
-    found = qwen.verdicts(subject(*KEYS), answers)
+    found = qwen.verdicts(subject(*KEYS), answers, nothing)
     assert math.isnan(found["consistency_shape"][0])
     assert "no JSON object with outline" in found.pop("consistency_shape")[1]
     assert found == {
@@ -152,9 +193,9 @@ def test_qwens_numbers_by_role(qwen):
     }
     (question,) = qwen.questions(subject("consistency"))
     assert question.schema["required"] == KEYS["consistency"]
-    assert qwen.verdicts(subject("category"), [Answer('{"match": 0}')]) == {
-        "category": (0.0, None)
-    }
+    no = [Answer('{"match": 0}')]
+    found = qwen.verdicts(subject("category"), no, nothing)
+    assert found == {"category": (0.0, None)}
 
 
 def test_a_users_text_stays_text():
@@ -165,6 +206,12 @@ def test_a_users_text_stays_text():
     assert last == (
         "Text Caption: [a chair< |im_end|> < |image_pad|>$prompt ${x} {y} Alignment]"
     )
+
+
+def test_a_wording_is_read_once(monkeypatch):
+    chat.write("unified", "a")
+    monkeypatch.delattr(pathlib.Path, "read_text")
+    assert "[b]" in chat.write("unified", "b")
 
 
 class Echo:
@@ -192,7 +239,7 @@ class Views:
     def questions(self, subject):
         return [chat.Question(subject.prompt, view[None]) for view in subject.views]
 
-    def verdicts(self, subject, answers):
+    def verdicts(self, subject, answers, leave_out):
         number = float(sum(len(answer.text) for answer in answers))
         return {role: (number, None) for role in subject.roles}
 
@@ -205,10 +252,46 @@ def test_each_object_gets_its_own_answers():
     subjects = [subject("x", prompt="ab", views=2), subject("y", prompt="c", views=5)]
     assert judge.score(subjects) == [{"x": (4.0, None)}, {"y": (5.0, None)}]
     assert echo.calls == [7]
+    assert judge.statistics.line() == {"sent": 7, "answered": 7}
     judge.rest()
     judge.wake()
     assert echo.calls == [7, "rest", "wake"]
     assert judge.close() is None
+
+
+def test_views_left_out_are_counted_and_logged_now_and_then(unified, capsys):
+    class Half(Echo):
+        """Knows every other view's number."""
+
+        def answer(self, questions):
+            texts = ("?", LINES.format(1, 2, 3))
+            return [Answer(texts[i % 2]) for i in range(len(questions))]
+
+    judge = chat.LocalJudge(unified, Half(), 1)
+    for _ in range(51):
+        judge.score([subject("quality", views=4)])
+    assert judge.statistics.unread == collections.Counter(unreadable=102)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(", ")[0] for line in said] == [
+        "echo: 1 views left out",
+        "echo: 101 views left out",
+    ]
+    assert all("unreadable: there is no alignment score" in line for line in said)
+
+
+def test_a_line_of_counters():
+    statistics = chat.Statistics(sent=7, answered=3)
+    statistics.failures.update(["timeout", "status 429", "timeout"])
+    statistics.missing.update(["deadline"])
+    statistics.leave_out("m", "cut off: there is no style score; it answered 'a: b'")
+    assert statistics.line() == {
+        "sent": 7,
+        "answered": 3,
+        "failures/timeout": 2,
+        "failures/status_429": 1,
+        "missing/deadline": 1,
+        "unread/cut_off": 1,
+    }
 
 
 @pytest.mark.parametrize("name", JUDGES)
@@ -238,14 +321,16 @@ def test_a_judge_from_weights_scores(name, tmp_path):
 def test_a_judge_with_endpoints_corresponds(monkeypatch):
     class Servers:
         about = About("m", "r", "there")
-        statistics = chat.Statistics(sent=7)
 
         def __init__(self, config, field):
-            assert (config.endpoints, field) == (("http://a/v1",), "rewards.qwen_vl")
+            assert (config.endpoints, field) == (("http://a/v1",), "rewards.unified_2")
+            self.statistics = chat.Statistics(sent=7)
 
         async def answer(self, question, deadline):
             assert deadline > time.monotonic()
-            return Answer('{"match": 1, "color": 1, "material": 1, "texture": 0}')
+            return Answer(
+                LINES.format(4, 3, "?" if question.pictures.max() < 99 else 2)
+            )
 
         async def close(self):
             closed.append(self)
@@ -253,17 +338,22 @@ def test_a_judge_with_endpoints_corresponds(monkeypatch):
     closed = []
     monkeypatch.setattr(chat_endpoints, "Endpoints", Servers)
     section = JudgeConfig(model="m", endpoints=("http://a/v1",))
-    config = RewardsConfig(backend="openai", qwen_vl=section)
+    config = RewardsConfig(backend="openai", unified_2=section)
 
     async def correspond():
-        judge = scorers.load("qwen_vl", config)
+        judge = scorers.load("unified_2", config)
         assert isinstance(judge, Correspondent)
         assert judge.statistics.sent == 7
-        one = subject("consistency", "category")
+        one = subject("quality", "alignment")  # of three views the first two are dark
         found = await judge.ask(one, time.monotonic() + 9)
         await judge.close()
+        assert judge.statistics.line() == {
+            "sent": 7,
+            "answered": 0,
+            "unread/unreadable": 2,
+        }
         return found
 
     found = asyncio.run(correspond())
-    assert found == {"consistency": (2.0, None), "category": (1.0, None)}
+    assert found == {"quality": (9.0, None), "alignment": (4.0, None)}
     assert len(closed) == 1

@@ -41,7 +41,10 @@ def test_a_list_is_read(text, found):
     ("answer", "why"),
     [
         (Answer("four legs"), "there is no JSON object with parts; it answered 'four"),
-        (Answer(LEGS[:-3], cut=True), "parts: it was cut off, see max_tokens; it"),
+        (
+            Answer(LEGS[:-3], cut=True),
+            "cut off: there is no JSON object with parts, se",
+        ),
         (Answer(LEGS.replace("4", "0")), "a part is 'leg', 0 times; it answered"),
         (Answer(LEGS.replace("4", '"4"')), 'count is "4"'),
         (Answer(LEGS.replace("4", "4.5")), "count is 4.5"),
@@ -54,7 +57,7 @@ def test_a_list_is_read(text, found):
             "there are 13 parts, not 1 to 12",
         ),
         (Answer(f"<think>{LEGS}"), "the reasoning has no end"),
-        (Answer(reason="nobody there"), "nobody there"),
+        (Answer(kind="transport", detail="nobody there"), "transport: nobody there"),
     ],
 )
 def test_anything_else_is_no_list_and_says_why(answer, why):
@@ -68,9 +71,13 @@ def test_the_question_is_text_and_quotes_the_prompt_once():
     one = list_parts.question("a <|im_end|>\nchair")
     assert len(one.pictures) == 0
     assert one.text.count("[a < |im_end|> chair]") == 1
-    example = answers.parts(Answer(one.text))[0]
-    assert example is not None  # the wording's own example is a good answer
-    assert dict(example)["armrest"] == 2
+    last = one.text.splitlines()[-1]
+    found, reason = answers.parts(Answer(last))
+    assert found is None  # the wording's own example is no answer
+    assert reason is not None
+    filled = last.replace("NAME", '"leg"', 1).replace("NAME", '"seat"')
+    found = answers.parts(Answer(filled.replace("N}", "2}")))
+    assert found == ((("leg", 2), ("seat", 2)), None)  # but has its form
 
 
 # --- Text alone, to the model in this process -----------------------------------------
@@ -143,7 +150,8 @@ def test_endpoints_that_are_down_end_it(tmp_path):
     silent = list_parts.SILENT
     script = [good, *[bad] * (silent - 1), good, bad]
     with pytest.raises(
-        UserError, match=rf"^{2 * silent - 1} prompts without an answer \(http.*422"
+        UserError,
+        match=rf"^{2 * silent - 1} prompts without an answer \(status 422: http",
     ):
         write(tmp_path, prompts, *script, in_flight=1, retries=0)
     found = part_lists.read(tmp_path / "parts.jsonl")

@@ -224,9 +224,9 @@ def test_all_tensors_that_do_not_fit_are_said_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         recon.load(path, CPU, torch.float32)
     for piece in (
-        "lacks model.embed.first_conv.0.bias; model.embed.first_conv.1.bias; ",
-        " and 1 more, has beyond model.cls_token, ",
-        "has of another shape model.encoder.ln_f1.bias (5,) for (128,); expected",
+        "lacks model.embed.first_conv.0.bias, model.embed.first_conv.1.bias, ",
+        " and 1 more; has model.encoder.ln_f1.bias of shape (5,), not (128,); ",
+        "has besides model.cls_token; expected",
     ):
         assert piece in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -213,13 +213,16 @@ def test_scorer_is_what_the_sidecar_expects(places, scorer):
     assert SCORERS["shapellm"] == shapellm.__name__
     assert scorer.batch == 1
     assert scorer.about.model == str(places[0])
-    assert scorer.about.revision == revisions.revision_of(places[0])
+    encoder = places[1] / recon.PUBLISHED
+    language, points = (revisions.revision_of(p) for p in (places[0], encoder))
+    assert language != points
+    assert scorer.about.revision == f"{language}, encoder {points}"
     assert scorer.about.place == "cpu"
     assert scorer.score([]) == []
     scorer.close()
 
 
-def test_the_revision_is_of_the_language_models_files(tmp_path, scorer):
+def test_the_revision_is_of_the_files(tmp_path, scorer):
     published.folder(tmp_path / "llm", seed=5)
     published.encoder(tmp_path / recon.PUBLISHED)
     other = shapellm.load(settings((tmp_path / "llm", tmp_path)))
@@ -228,7 +231,7 @@ def test_the_revision_is_of_the_language_models_files(tmp_path, scorer):
     commit.parent.mkdir(parents=True)
     (tmp_path / "llm").rename(commit)
     known = shapellm.load(settings((commit, tmp_path)))
-    assert known.about.revision == "0a" * 20
+    assert known.about.revision.startswith("0a" * 20 + ", encoder sha256:")
 
 
 def test_up_axis_batch_and_points_count(places, scorer):
@@ -309,7 +312,7 @@ def test_no_yes_and_no_no_is_a_reason_and_no_number(last):
     scorer, model = fixed([[0.5, 0.5]] * 3 + [last])
     found, why = number(scorer, subject())
     assert np.isnan(found)
-    assert why.startswith("neither yes nor no, p = ")
+    assert why.startswith("neither yes nor no: p = ")
     assert why.endswith(model.asked[-1])
 
 
@@ -378,8 +381,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, name, content, message)
                 "model.norm.weight": None,
                 "model.x": torch.zeros(1),
             },
-            "lacks model.norm.weight, has beyond model.x, has of another shape "
-            "lm_head.weight (3, 3) for (",
+            "lacks model.norm.weight; has lm_head.weight of shape (3, 3), not (",
         ),
     ],
 )

@@ -4,7 +4,7 @@ Nothing that a pickle could call is called: torch files are read as tensors only
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from ar3d_jax.errors import UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a published folder
+_NAMED = 3  # of the tensors that do not fit, so many of each kind are named
+
+# By name: what a tensor has, and what it should have; a size may be known as a letter.
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int | str, ...]]]
 
 
 def refuse(field: str, path: Path, problem: str, expected: str) -> NoReturn:
@@ -28,6 +32,23 @@ def refuse(field: str, path: Path, problem: str, expected: str) -> NoReturn:
         f"{field}: {path} {problem}; expected {expected}: fetch it again, or pass "
         f"another --config.{field}"
     )
+
+
+def misfits(
+    missing: Iterable[str], misshapen: Shapes, extra: Iterable[str] = ()
+) -> str:
+    """Which tensors of a file do not fit, in words; nothing where all do.
+
+    As in "lacks a, b, c and 2 more; has d of shape (1,), not (2,); has besides e".
+    """
+    shapes = [f"{name} of shape {a}, not {b}" for name, (a, b) in misshapen.items()]
+    kinds = {"lacks": list(missing), "has": shapes, "has besides": list(extra)}
+    return "; ".join(f"{verb} {_some(names)}" for verb, names in kinds.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def first_line(error: Exception) -> str:
@@ -125,10 +146,12 @@ def build(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    # A set: in order, so that the same file gives the same line.
+    # Sets: in order, so that the same file gives the same line.
     misshapen = sorted(found["mismatched_keys"])
-    shapes = {name: (tuple(a), tuple(b)) for name, a, b in misshapen}
-    _check(sorted(found["missing_keys"]), shapes, path, field, expected)
+    shapes: Shapes = {name: (tuple(a), tuple(b)) for name, a, b in misshapen}
+    problem = misfits(sorted(found["missing_keys"]), shapes)
+    if problem:
+        refuse(field, path, problem, expected)
     return built.eval()
 
 
@@ -144,30 +167,39 @@ def fill(
     Raises:
         UserError: a tensor is missing or has another shape.
     """
-    # BatchNorm counts what it was trained on, which plays no part here.
-    wanted = {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if tensor.dtype.is_floating_point
-    }
-    missing = [name for name in wanted if name not in tensors]
-    shapes = {
+    wanted = numbers_of(module)
+    compare(wanted, tensors, path, field, expected)
+    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+
+
+def numbers_of(module: nn.Module) -> dict[str, Tensor]:
+    """The module's tensors by name, but for those that play no part here.
+
+    BatchNorm counts what it was trained on, in integers.
+    """
+    state = module.state_dict()
+    return {name: t for name, t in state.items() if t.is_floating_point()}
+
+
+def compare(
+    wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    field: str,
+    expected: str,
+    *,
+    extra: Iterable[str] = (),
+) -> None:
+    """Makes sure that `tensors` have all the `wanted` ones, in their shapes.
+
+    Raises:
+        UserError: they have not, or there are `extra` ones.
+    """
+    shapes: Shapes = {
         name: (tuple(tensors[name].shape), tuple(tensor.shape))
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     }
-    _check(missing, shapes, path, field, expected)
-    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
-
-
-def _check(
-    missing: list[str],
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
-    path: Path,
-    field: str,
-    expected: str,
-) -> None:
-    if missing:
-        refuse(field, path, f"lacks {missing[0]} ({len(missing)} tensors)", expected)
-    for name, (found, wanted) in shapes.items():
-        refuse(field, path, f"has {name} of shape {found}, not {wanted}", expected)
+    problem = misfits((name for name in wanted if name not in tensors), shapes, extra)
+    if problem:
+        refuse(field, path, problem, expected)

@@ -66,7 +66,6 @@ _BLOCK = (
     ("mlp.c_proj.bias", "mlp.fc2.bias", "D"),
 )
 _TEXT_LETTERS = str.maketrans("DF", "KM")
-_SHOWN = 3  # names in a message, per problem
 
 
 class Row(NamedTuple):
@@ -98,11 +97,10 @@ def load(path: Path, field: str, expected: str) -> Any:
     tensors = files.read_tensors(path, field, expected, key="state_dict")
     layers = [_count_blocks(tensors, prefix) for prefix in ("visual.", "")]
     rows = list(_rows(*layers))
-    sizes, problems = _measure(tensors, rows)
-    if not problems:
-        problems = _check_sizes(sizes)
-    if problems:
-        problem = "is no CLIP of open_clip's layout: " + "; ".join(problems)
+    sizes, problem = _measure(tensors, rows)
+    problem = problem or "; ".join(_check_sizes(sizes))
+    if problem:
+        problem = f"is no CLIP of open_clip's layout: {problem}"
         files.refuse(field, path, problem, expected)
     renamed = dict(part for row in rows for part in _renamed(row, tensors[row.source]))
     config = _config(sizes, *layers)
@@ -131,10 +129,11 @@ def _rows(vision_layers: int, text_layers: int) -> Iterator[Row]:
 
 def _measure(
     tensors: Mapping[str, Tensor], rows: list[Row]
-) -> tuple[dict[str, int], list[str]]:
-    """Size of each letter, and what is missing, too much or of another shape."""
+) -> tuple[dict[str, int], str]:
+    """Size of each letter; what is missing, too much or of another shape, in words."""
     sizes: dict[str, int] = {}
-    missing, misshapen = [], []
+    missing: list[str] = []
+    misshapen: dict[str, tuple[tuple[int, ...], tuple[int | str, ...]]] = {}
     for source, _, shape in rows:
         if source not in tensors:
             missing.append(source)
@@ -143,16 +142,11 @@ def _measure(
         for axis, size in zip(axes, found, strict=False):
             if axis.isalpha():
                 sizes.setdefault(axis, size)
-        wanted = [_length(axis, sizes) for axis in axes]
-        if list(found) != wanted:
-            misshapen.append(f"{source} of shape {found}, not {tuple(wanted)}")
+        wanted = tuple(_length(axis, sizes) for axis in axes)
+        if found != wanted:
+            misshapen[source] = found, wanted
     extra = sorted(tensors.keys() - {row.source for row in rows})
-    kinds = (
-        ("lacks", missing),
-        ("has", misshapen),
-        ("has besides", extra),
-    )
-    return sizes, [f"{verb} {_listed(names)}" for verb, names in kinds if names]
+    return sizes, files.misfits(missing, misshapen, extra)
 
 
 def _length(axis: str, sizes: Mapping[str, int]) -> int | str:
@@ -161,11 +155,6 @@ def _length(axis: str, sizes: Mapping[str, int]) -> int | str:
     if letter and letter not in sizes:
         return axis
     return int(times or 1) * (sizes[letter] if letter else 1)
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_sizes(sizes: Mapping[str, int]) -> list[str]:

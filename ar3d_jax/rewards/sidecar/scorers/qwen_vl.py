@@ -71,8 +71,13 @@ class AllViews:
             for r in roles
         ]
 
-    def verdicts(self, subject: Subject, answers: Sequence[read.Answer]) -> Verdicts:
-        """Each answer's number."""
+    def verdicts(
+        self,
+        subject: Subject,
+        answers: Sequence[read.Answer],
+        leave_out: chat.LeaveOut,
+    ) -> Verdicts:
+        """Each answer's number; one answer is of all views, and none is left out."""
         pairs = zip(subject.roles, answers, strict=True)
         return {role: ROLES[role].reader(answer) for role, answer in pairs}
 

@@ -109,7 +109,7 @@ class ShapeLlmScorer:
         mass = answers.sum(axis=1)
         for question, likely in zip(questions, mass, strict=True):
             if not likely >= LEAST:  # NaN neither
-                return np.nan, f"neither yes nor no, p = {likely:.1e}: {question}"
+                return np.nan, f"neither yes nor no: p = {likely:.1e}, {question}"
         yes = (answers[:, 0] / mass).reshape(-1, len(KINDS))
         exists, complete = yes[:, 0] >= 0.5, yes[:, 1]
         return float((exists + complete).mean()), None
@@ -160,5 +160,6 @@ def load(config: RewardsConfig) -> ShapeLlmScorer:
     place = devices.device_of(own.device, "rewards.shapellm.device")
     dtype = devices.dtype_of(own.dtype, place, torch.float16)
     model = shapellm_model.load(folder, encoder, place, dtype)
-    about = About(own.weights, revisions.revision_of(folder), str(place))
+    both = f"{revisions.revision_of(folder)}, encoder {revisions.revision_of(encoder)}"
+    about = About(own.weights, both, str(place))
     return ShapeLlmScorer(model, own, lists, about)

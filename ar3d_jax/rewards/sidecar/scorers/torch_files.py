@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from ar3d_jax.rewards.sidecar.features import files
 
-_NAMED = 3  # of the tensors that do not fit, so many of each kind are named
-
 
 def fill(
     module: nn.Module,
@@ -38,23 +36,14 @@ def fill(
     Raises:
         UserError: tensors are missing, unexpected or of another shape.
     """
-    # BatchNorm counts what it was trained on, which plays no part here.
-    wanted = {n: t for n, t in module.state_dict().items() if t.is_floating_point()}
-    known = {n for n in tensors if not any(piece in n for piece in unused)}
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
+    wanted = files.numbers_of(module)
+    extra = [
+        name
+        for name in tensors
+        if name not in module.state_dict() and not any(part in name for part in unused)
     ]
-    problems = {
-        "lacks": [name for name in wanted if name not in tensors],
-        "has beyond": [n for n in known if n not in module.state_dict()],
-        "has of another shape": shapes,
-    }
-    said = [f"{what} {_some(names)}" for what, names in problems.items() if names]
-    if said:
-        field, path, expected = refuse
-        files.refuse(field, path, ", ".join(said), expected)
+    field, path, expected = refuse
+    files.compare(wanted, tensors, path, field, expected, extra=extra)
     state = {
         name: tensors[name].to(place, dtype)
         if name in wanted
@@ -63,8 +52,3 @@ def fill(
     }
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return "; ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

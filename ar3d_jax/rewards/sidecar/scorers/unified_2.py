@@ -33,19 +33,30 @@ class ViewByView:
         text = chat.write("unified", subject.prompt)
         return [chat.Question(text, view[None]) for view in subject.views]
 
-    def verdicts(self, subject: Subject, answers: Sequence[read.Answer]) -> Verdicts:
+    def verdicts(
+        self,
+        subject: Subject,
+        answers: Sequence[read.Answer],
+        leave_out: chat.LeaveOut,
+    ) -> Verdicts:
         """Of each role the best view's number; B.2.2 of the paper, equation 3."""
         return {
-            role: best(self._readers[role](answer) for answer in answers)
+            role: best((self._readers[role](answer) for answer in answers), leave_out)
             for role in subject.roles
         }
 
 
-def best(verdicts: Iterable[Verdict]) -> Verdict:
-    """The largest number there is; where there is none, the first one's reason."""
+def best(verdicts: Iterable[Verdict], leave_out: chat.LeaveOut) -> Verdict:
+    """The largest number there is; where there is none, the first one's reason.
+
+    `leave_out` is told every reason.
+    """
     found = list(verdicts)
     numbers = [number for number, reason in found if reason is None]
-    return (max(numbers), None) if numbers else (math.nan, found[0][1])
+    reasons = [reason for _, reason in found if reason is not None]
+    for reason in reasons:
+        leave_out(reason)
+    return (max(numbers), None) if numbers else (math.nan, reasons[0])
 
 
 def load(config: RewardsConfig) -> Scorer | Correspondent:
