@@ -345,7 +345,7 @@ def test_a_judge_with_endpoints_corresponds(monkeypatch):
         assert isinstance(judge, Correspondent)
         assert judge.statistics.sent == 7
         one = subject("quality", "alignment")  # of three views the first two are dark
-        found = await judge.ask(one, time.monotonic() + 9)
+        found = await judge.ask(one, time.monotonic() + 9, print)
         await judge.close()
         assert judge.statistics.line() == {
             "sent": 7,

@@ -187,4 +187,5 @@ def test_a_real_server_that_has_another_model(served):
         return answer
 
     answer = asyncio.run(run())
-    assert "status 400: Server is pinned to" in answer.reason
+    assert answer.kind == "status 400"
+    assert "Server is pinned to" in answer.reason
