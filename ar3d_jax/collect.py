@@ -23,7 +23,6 @@ import numpy as np
 from ar3d_jax import hosts
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.prompts import PromptSource
-from ar3d_jax.errors import UserError
 from ar3d_jax.higrpo.selection import Selection
 from ar3d_jax.higrpo.update import ScoredRollouts
 from ar3d_jax.metrics import Stopwatch
@@ -68,7 +67,10 @@ class Batch:
         sequences: by step, whose sampled tokens belong to it.
         scores: by step and role, of all hosts' rows; NaN where one is missing.
         rewards: by step, [B, G], that is trained on; NaN where a score is missing.
-        missing: scores that no rollout got, of groups that were left out, too.
+        missing: by "step/role", scores that no rollout got; of groups that were left
+            out, too.
+        scored: rows of all hosts that were scored, likewise.
+        latencies: by role, seconds from asking to answer, of this host.
         replaced: groups of further prompts among them.
         rounds: of further prompts that were sampled.
         draw_s: seconds that render workers spent on it.
@@ -77,7 +79,9 @@ class Batch:
     sequences: dict[str, tuple[Sequence, ...]]
     scores: dict[str, ByRole]
     rewards: dict[str, np.ndarray]
-    missing: int = 0
+    missing: Counter[str] = dataclasses.field(default_factory=Counter)
+    scored: int = 0
+    latencies: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     replaced: int = 0
     rounds: int = 0
     draw_s: float = 0.0
@@ -171,11 +175,7 @@ class Collector:
     def finish(
         self, waiting: Waiting, policy: Decoder, step: int, clock: Stopwatch
     ) -> Batch:
-        """Waits for the scores, and fills the places of groups that teach nothing.
-
-        Raises:
-            UserError: a score is missing and `rewards.on_failure` is stop.
-        """
+        """Waits for the scores, and fills the places of groups that teach nothing."""
         batch = self._scored(waiting, step, clock)
         keep = self._choose(batch)
         rounds = 0
@@ -206,7 +206,8 @@ class Collector:
         with clock("score_wait"):
             for name, ticket in waiting.tickets.items():
                 own, reasons = self._scoring.collect(ticket)
-                self._report(reasons)
+                if line := reasons_in_words(reasons):
+                    self._say(line)
                 scores[name] = hosts.gather(own, waiting.rows)
         rewards = rewards_of(
             scores,
@@ -219,11 +220,15 @@ class Collector:
             waiting.sequences,
             scores,
             {name: reward.reshape(shape) for name, reward in rewards.items()},
-            missing=sum(
-                int(np.isnan(values).sum())
-                for roles in scores.values()
-                for values in roles.values()
+            missing=Counter(
+                {
+                    f"{name}/{role}": int(np.isnan(values).sum())
+                    for name, roles in scores.items()
+                    for role, values in roles.items()
+                }
             ),
+            scored=waiting.rows,
+            latencies=_joined(*(of.latencies for of in waiting.tickets.values())),
             draw_s=sum(ticket.draw_s for ticket in waiting.tickets.values()),
         )
 
@@ -252,20 +257,26 @@ class Collector:
                 for name, of in batch.rewards.items()
             },
             missing=batch.missing + further.missing,
+            scored=batch.scored + further.scored,
+            latencies=_joined(batch.latencies, further.latencies),
             replaced=batch.replaced + count,
             draw_s=batch.draw_s + further.draw_s,
         ), kept
 
-    def _report(self, reasons: Mapping[str, list[str | None]]) -> None:
-        """Says why scores are missing, and ends the run where the config says so."""
-        why = [reason for rows in reasons.values() for reason in rows if reason]
-        if not why:
-            return
-        reason, times = Counter(why).most_common(1)[0]
-        line = f"{len(why)} scores are missing; {times} because {reason}"
-        if self._config.rewards.on_failure == "stop":
-            raise UserError(f"{line}: rewards.on_failure is stop; drop leaves them out")
-        self._say(line)
+
+def reasons_in_words(reasons: Mapping[str, list[str | None]]) -> str | None:
+    """How many scores are missing, and an example of the most frequent kind of reason.
+
+    `reasons` are by role. A kind is what stands before the first ": ": what follows may
+    be the answer itself, and unlike any other. None where no score is missing.
+    """
+    why = [reason for rows in reasons.values() for reason in rows if reason]
+    if not why:
+        return None
+    kinds = [reason.partition(": ")[0] for reason in why]
+    kind, times = Counter(kinds).most_common(1)[0]
+    example = why[kinds.index(kind)]
+    return f"{len(why)} scores are missing; {times} such as: {example}"
 
 
 def rewards_of(
@@ -305,7 +316,7 @@ def batch_metrics(batch: Batch, config: Config, clock: Stopwatch) -> dict[str, A
             for name, roles in batch.scores.items()
             for role, values in roles.items()
         },
-        "score_missing": batch.missing,
+        "score_missing": batch.missing.total(),
         "groups_resampled": batch.replaced,
         "resample_rounds": batch.rounds,
         "plan_tokens": (tokens - shapes) / (steps * rows),
@@ -313,6 +324,12 @@ def batch_metrics(batch: Batch, config: Config, clock: Stopwatch) -> dict[str, A
         if clock.tokens
         else 0.0,  # with `ahead`, a step whose rollout was another's
     }
+
+
+def _joined(*latencies: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """By role, all that there are."""
+    roles = dict.fromkeys(role for each in latencies for role in each)
+    return {r: [s for each in latencies for s in each.get(r, ())] for r in roles}
 
 
 def _mean(values: np.ndarray) -> float:

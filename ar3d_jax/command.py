@@ -208,15 +208,16 @@ class _FieldParser(flags.ArgumentParser):
         self.kind = type(default)
 
     def parse(self, argument: Any) -> Any:
-        """Texts stay texts where the field is one; a lone item makes a tuple."""
+        """Texts stay texts where the field is one; commas separate those of a tuple."""
         if self.kind is str or not isinstance(argument, str):
             return argument
         try:
             value = ast.literal_eval(argument)
         except (SyntaxError, ValueError):
             value = {"true": True, "false": False}.get(argument.lower(), argument)
-        lone = self.kind is tuple and not isinstance(value, list | tuple)
-        return (value,) if lone else value
+        if self.kind is not tuple or isinstance(value, list | tuple):
+            return value
+        return tuple(value.split(",")) if isinstance(value, str) else (value,)
 
 
 def _define_files(

@@ -11,28 +11,15 @@ the reason. Values that only later parts of the project implement are refused he
 
 import dataclasses
 import typing
-from typing import Any, Literal
+from typing import Any
 
+from ar3d_jax.config_checks import ascending, choice, require
+from ar3d_jax.config_rewards import (
+    RewardsConfig,
+)
 from ar3d_jax.errors import UserError
 
-COARSE_ROLES = ("preference", "alignment", "category")
-REFINED_ROLES = ("preference", "quality", "consistency", "parts")
-TABLE_ROLES = ("align_lmm", "consistency_shape")  # of table 1 alone; coarse weights
 LEAST_BAND = 24  # recent groups before `medium` has a band: fewer say too little
-
-
-def _require(condition: bool, field: str, value: object, rule: str) -> None:
-    if not condition:
-        raise UserError(f"config field {field} is {value!r}; expected {rule}")
-
-
-def _choice(field: str, value: object, *choices: object) -> None:
-    _require(value in choices, field, value, f"one of {', '.join(map(str, choices))}")
-
-
-def _ascending(field: str, value: tuple[int, ...]) -> None:
-    ordered = bool(value) and tuple(sorted(value)) == value
-    _require(ordered, field, value, "ascending lengths")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +55,22 @@ class PolicyConfig:
         sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_size")
         for name in (*sizes, "mlp_width", "max_positions"):
             value = getattr(self, name)
-            _require(value >= 1, f"policy.{name}", value, "1 or more")
-        _require(
+            require(value >= 1, f"policy.{name}", value, "1 or more")
+        require(
             self.heads % self.kv_heads == 0,
             "policy.heads",
             self.heads,
             f"a multiple of policy.kv_heads={self.kv_heads}",
         )
-        _require(
+        require(
             self.head_size % 2 == 0,
             "policy.head_size",
             self.head_size,
             "an even number (RoPE pairs)",
         )
-        _choice("policy.dtype", self.dtype, "float32", "bfloat16")
-        _choice("policy.remat", self.remat, "off", "attention", "full")
-        _choice("policy.attention", self.attention, "auto", "xla", "splash", "cudnn")
+        choice("policy.dtype", self.dtype, "float32", "bfloat16")
+        choice("policy.remat", self.remat, "off", "attention", "full")
+        choice("policy.attention", self.attention, "auto", "xla", "splash", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +88,10 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not exist."""
-        _require(self.rank >= 0, "lora.rank", self.rank, "0 (off) or more")
-        _require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
+        require(self.rank >= 0, "lora.rank", self.rank, "0 (off) or more")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
         known = ("qkv", "out", "gate_up", "down")
-        _require(
+        require(
             bool(self.targets) and set(self.targets) <= set(known),
             "lora.targets",
             self.targets,
@@ -130,7 +117,7 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError where sizes do not fit each other."""
-        _require(
+        require(
             bool(self.channels) and min(self.channels) >= 1,
             "codec.channels",
             self.channels,
@@ -138,15 +125,15 @@ class CodecConfig:
         )
         for name in ("resolution", "latent_channels", "codes"):
             value = getattr(self, name)
-            _require(value >= 1, f"codec.{name}", value, "1 or more")
+            require(value >= 1, f"codec.{name}", value, "1 or more")
         factor = 2 ** (len(self.channels) - 1)
-        _require(
+        require(
             self.resolution % (4 * factor) == 0,
             "codec.resolution",
             self.resolution,
             f"a multiple of {4 * factor} (codes cover 4 latent cells along z)",
         )
-        _require(
+        require(
             len(self.blocks) == len(self.channels),
             "codec.blocks",
             self.blocks,
@@ -200,20 +187,20 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(
+        require(
             self.temperature > 0,
             "rollout.temperature",
             self.temperature,
             "a number above 0",
         )
-        _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a number in (0, 1]")
-        _choice("rollout.ahead", self.ahead, 0, 1)
-        _require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 (off) or more")
-        _require(
+        require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a number in (0, 1]")
+        choice("rollout.ahead", self.ahead, 0, 1)
+        require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 (off) or more")
+        require(
             self.plan_tokens >= 1, "rollout.plan_tokens", self.plan_tokens, "1 or more"
         )
-        _ascending("rollout.prompt_tokens", self.prompt_tokens)
-        _require(
+        ascending("rollout.prompt_tokens", self.prompt_tokens)
+        require(
             not self.full_vocabulary,
             "rollout.full_vocabulary",
             True,
@@ -288,24 +275,24 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _choice(
+        choice(
             "objective.aggregation",
             self.aggregation,
             "token",
             "token_batch",
             "sequence",
         )
-        _choice("objective.importance", self.importance, "token", "sequence")
-        _choice("objective.advantage_std", self.advantage_std, "group", "batch", "none")
+        choice("objective.importance", self.importance, "token", "sequence")
+        choice("objective.advantage_std", self.advantage_std, "group", "batch", "none")
         kinds = ("off", "no_spread", "medium")
-        _choice("objective.dynamic_sampling", self.dynamic_sampling, *kinds)
-        _require(
+        choice("objective.dynamic_sampling", self.dynamic_sampling, *kinds)
+        require(
             0 <= self.band_low < self.band_high <= 1,
             "objective.band_low/band_high",
             (self.band_low, self.band_high),
             "0 <= band_low < band_high <= 1",
         )
-        _require(
+        require(
             self.dynamic_sampling != "medium" or self.band_groups >= LEAST_BAND,
             "objective.band_groups",
             self.band_groups,
@@ -313,12 +300,12 @@ class ObjectiveConfig:
         )
         for name in ("max_resample", "resample_prompts", "min_spread"):
             value = getattr(self, name)
-            _require(value >= 0, f"objective.{name}", value, "0 or more")
+            require(value >= 0, f"objective.{name}", value, "0 or more")
         counts = ("micro_batch", "updates_per_rollout", "minibatches", "band_groups")
         for name in counts:
             value = getattr(self, name)
-            _require(value >= 1, f"objective.{name}", value, "1 or more")
-        _require(
+            require(value >= 1, f"objective.{name}", value, "1 or more")
+        require(
             self.updates_per_rollout % self.minibatches == 0,
             "objective.updates_per_rollout",
             self.updates_per_rollout,
@@ -328,13 +315,13 @@ class ObjectiveConfig:
         for name in ("", "sequence_"):
             low = getattr(self, f"{name}clip_low")
             high = getattr(self, f"{name}clip_high")
-            _require(
+            require(
                 0 <= low < 1 and high >= 0,
                 f"objective.{name}clip_low/{name}clip_high",
                 (low, high),
                 f"0 <= {name}clip_low < 1 and {name}clip_high >= 0",
             )
-        _require(
+        require(
             self.dual_clip == 0 or self.dual_clip > 1,
             "objective.dual_clip",
             self.dual_clip,
@@ -342,116 +329,7 @@ class ObjectiveConfig:
         )
         for name in ("kl_coef", "correct_mismatch", "lam_steps"):
             value = getattr(self, name)
-            _require(value >= 0, f"objective.{name}", value, "0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScorersConfig:
-    """Which scorer fills each role; `embedded` are the shipped stand-ins."""
-
-    preference: str = "embedded"  # paper: HPS v2.1
-    alignment: str = "embedded"  # paper: UnifiedReward-Think-qwen-7b
-    category: str = "embedded"  # paper: Qwen2.5-VL-7B
-    quality: str = "embedded"  # paper: UnifiedReward-2.0-qwen-7b
-    consistency: str = "embedded"  # paper: Qwen2.5-VL-7B
-    parts: str = "embedded"  # paper: ShapeLLM
-    align_lmm: str = "embedded"  # paper's table 1: Qwen2.5-VL-7B
-    consistency_shape: str = "embedded"  # paper's tables 1 and 2: Qwen2.5-VL-7B
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a scorer that does not exist."""
-        for role, name in dataclasses.asdict(self).items():
-            _choice(f"rewards.scorers.{role}", name, "embedded")
-
-
-@dataclasses.dataclass(frozen=True)
-class CoarseWeights:
-    """Weights in R_high, equation 7."""
-
-    preference: float = 1.0  # paper: 1
-    alignment: float = 1.0  # paper: 1
-    category: float = 1.0  # paper: 1
-    align_lmm: float = 0.0  # Qwen2.5-VL in place of UnifiedReward: table 1
-    consistency_shape: float = 0.0  # of score / 3; "LMM 3D" of tables 1 and 2
-
-
-@dataclasses.dataclass(frozen=True)
-class RefinedWeights:
-    """Weights in R_low, equation 8, on top of its divisors 3, 3 and 2."""
-
-    preference: float = 1.0  # paper: 1
-    quality: float = 1.0  # paper: 1, of quality / 3
-    consistency: float = 1.0  # paper: 1, of consistency / 3
-    parts: float = 1.0  # paper: 1, of parts / 2
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsConfig:
-    """Each score's weight per step; 0 means the scorer is not asked."""
-
-    coarse: CoarseWeights = CoarseWeights()  # roles of equation 7
-    refined: RefinedWeights = RefinedWeights()  # roles of equation 8
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardsConfig:
-    """The reward ensemble and the process that computes it."""
-
-    scorers: ScorersConfig = ScorersConfig()  # scorer per role
-    weights: WeightsConfig = WeightsConfig()  # weight per step and role
-    normalise_scores: bool = (
-        False  # each score by its group before they are added up; paper: the raw sum
-    )
-    ensemble: str = (
-        "both"  # Hi-GRPO's; one-step GRPO: coarse or refined, rows 4 and 5 of table 6
-    )
-    backend: str = "local"  # scorers live in this host's sidecar
-    on_failure: str = (
-        "drop"  # a rollout whose score is missing is left out; stop: end the run
-    )
-    deadline_s: float = (
-        120.0  # per step's scores; then missing. Our choice: 10x the usual
-    )
-    threads: int = 1  # torch threads of the sidecar; 1 on 2 cores beside two workers
-    points: int = 2048  # surface points per object for category and parts; our choice
-    judge: bool = False  # load it beside the scorers; training does for `eval_every`.
-    # Never a reward: it has no weight, and no role may name it as its scorer
-
-    def __post_init__(self) -> None:
-        """Raises UserError for values that do not exist."""
-        _choice("rewards.ensemble", self.ensemble, "both", "coarse", "refined")
-        _choice("rewards.backend", self.backend, "local")
-        _choice("rewards.on_failure", self.on_failure, "drop", "stop")
-        _require(
-            bool(self.roles("coarse") + self.roles("refined")),
-            "rewards.weights",
-            dataclasses.asdict(self.weights),
-            "one weight or more that is not 0: nothing would be learnt",
-        )
-        for name in ("threads", "points"):
-            value = getattr(self, name)
-            _require(value >= 1, f"rewards.{name}", value, "1 or more")
-        _require(
-            self.deadline_s > 0,
-            "rewards.deadline_s",
-            self.deadline_s,
-            "seconds above 0",
-        )
-
-    def ensemble_of(self, step: str) -> Literal["coarse", "refined"]:
-        """Whose roles score a generation step: its own, or of `shape` the ensemble."""
-        name = self.ensemble if step == "shape" else step
-        return "coarse" if name == "coarse" else "refined"
-
-    def roles(self, step: str) -> tuple[str, ...]:
-        """Roles that are scored: of "coarse" or "refined", those that have a weight.
-
-        "judge", held-out evaluation, has the role of that name where it is loaded.
-        """
-        if step == "judge":
-            return ("judge",) if self.judge else ()
-        weights = dataclasses.asdict(getattr(self.weights, step))
-        return tuple(role for role, weight in weights.items() if weight != 0)
+            require(value >= 0, f"objective.{name}", value, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,11 +352,11 @@ class RenderConfig:
         """Raises UserError for values outside their range."""
         for name in ("views", "workers", "max_faces"):
             value = getattr(self, name)
-            _require(value >= 1, f"render.{name}", value, "1 or more")
-        _require(self.size >= 16, "render.size", self.size, "16 pixels or more")
-        _choice("render.background", self.background, "white", "black")
-        _choice("render.light", self.light, "shoulder", "camera")
-        _require(
+            require(value >= 1, f"render.{name}", value, "1 or more")
+        require(self.size >= 16, "render.size", self.size, "16 pixels or more")
+        choice("render.background", self.background, "white", "black")
+        choice("render.light", self.light, "shoulder", "camera")
+        require(
             self.cameras in ("ring", "hammersley") or self.cameras.endswith(".json"),
             "render.cameras",
             self.cameras,
@@ -508,18 +386,18 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
         for name in ("master_dtype", "moment_dtype", "gradient_dtype"):
-            _choice(f"optim.{name}", getattr(self, name), "float32", "bfloat16")
-        _require(
+            choice(f"optim.{name}", getattr(self, name), "float32", "bfloat16")
+        require(
             self.moment_dtype == "float32" or self.b2 <= 0.99,
             "optim.b2",
             self.b2,
             "0.99 or less with optim.moment_dtype=bfloat16, which has 8 bits",
         )
-        _require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
-        _require(
+        require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
+        require(
             self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more"
         )
-        _require(
+        require(
             self.grad_clip > 0,
             "optim.grad_clip",
             self.grad_clip,
@@ -539,7 +417,7 @@ class MeshConfig:
         """Raises UserError for a mesh without devices."""
         for name in ("data", "fsdp", "tp"):
             value = getattr(self, name)
-            _require(value >= 1, f"mesh.{name}", value, "1 or more")
+            require(value >= 1, f"mesh.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -554,7 +432,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(
+        require(
             0 < self.share <= 1, "data.share", self.share, "above 0, at most 1 (all)"
         )
 
@@ -574,7 +452,7 @@ class EvaluationConfig:
         """Raises UserError for values outside their range."""
         for name in ("prompts", "judged"):
             value = getattr(self, name)
-            _require(value >= 1, f"evaluation.{name}", value, "1 or more")
+            require(value >= 1, f"evaluation.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -591,7 +469,7 @@ class LogConfig:
         """Raises UserError for values outside their range."""
         for name in ("keep_checkpoints", "samples_every"):
             value = getattr(self, name)
-            _require(value >= 1, f"log.{name}", value, "1 or more")
+            require(value >= 1, f"log.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -625,66 +503,66 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError where sections do not fit each other."""
-        _require(self.steps >= 1, "steps", self.steps, "1 or more")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
-        _require(
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        require(
             self.prompts_per_step >= 1,
             "prompts_per_step",
             self.prompts_per_step,
             "1 or more",
         )
-        _require(
+        require(
             self.group_size >= 2,
             "group_size",
             self.group_size,
             "2 or more: an advantage compares a group's rollouts",
         )
-        _require(
+        require(
             self.checkpoint_every >= 1,
             "checkpoint_every",
             self.checkpoint_every,
             "1 or more",
         )
-        _choice("paradigm", self.paradigm, "higrpo", "grpo")
+        choice("paradigm", self.paradigm, "higrpo", "grpo")
         both = self.paradigm == "higrpo"
-        _choice(
+        choice(
             f"with paradigm={self.paradigm}, rewards.ensemble",
             self.rewards.ensemble,
             *(("both",) if both else ("coarse", "refined")),
         )
-        _require(
+        require(
             both or not self.rollout.refined_sees_coarse,
             "rollout.refined_sees_coarse",
             True,
             "False with paradigm=grpo, which has no coarse shape",
         )
-        _require(
+        require(
             self.rollout.plans or not both,
             "rollout.plans",
             self.rollout.plans,
             "True with paradigm=higrpo: its refined shapes follow from a plan",
         )
-        _require(
+        require(
             any(self.rewards.roles(step) for step in self._ensembles),
             "rewards.weights." + " and rewards.weights.".join(self._ensembles),
             0.0,
             "a role with a weight: nothing is rewarded",
         )
-        _require(
+        require(
             self.checkpoint_every > 1 or not self.rollout.ahead,
             "with rollout.ahead=1, checkpoint_every",
             self.checkpoint_every,
             "2 or more: nothing is sampled ahead of a checkpoint",
         )
-        _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
-        _require(
+        require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (off) or more")
+        require(
             self.prompts_per_step % self.objective.minibatches == 0,
             "objective.minibatches",
             self.objective.minibatches,
             f"a divisor of prompts_per_step={self.prompts_per_step}",
         )
         rows = self.prompts_per_step * self.group_size // self.objective.minibatches
-        _require(
+        require(
             rows % self.objective.micro_batch == 0
             and self.objective.micro_batch % self.group_size == 0,
             "objective.micro_batch",
@@ -730,7 +608,7 @@ class Config:
         }
         for (axis, devices), fields in shared.items():
             for field, value in fields:
-                _require(
+                require(
                     value % devices == 0,
                     field,
                     value,
@@ -765,17 +643,17 @@ class FeaturesConfig:
         """Raises UserError for sets that do not exist."""
         known = [field.name for field in dataclasses.fields(FeatureWeightsConfig)]
         for name in self.sets:
-            _choice("features.sets", name, *known)
-        _require(
+            choice("features.sets", name, *known)
+        require(
             bool(self.sets) and len(set(self.sets)) == len(self.sets),
             "features.sets",
             self.sets,
             f"one or more different ones of {', '.join(known)}",
         )
-        _choice("features.device", self.device, "auto", "cpu", "cuda")
+        choice("features.device", self.device, "auto", "cpu", "cuda")
         for name in ("threads", "points"):
             value = getattr(self, name)
-            _require(value >= 1, f"features.{name}", value, "1 or more")
+            require(value >= 1, f"features.{name}", value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -804,23 +682,23 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
         names = ("catalog", "reasoning249", "toys4k", "mme3dr")
-        _choice("benchmark", self.benchmark, *names)
-        _choice("protocol", self.protocol, "trellis", "eval_py_compat")
-        _choice("up", self.up, "y", "z")
-        _require(self.count >= 0, "count", self.count, "0 (all) or more")
-        _require(
+        choice("benchmark", self.benchmark, *names)
+        choice("protocol", self.protocol, "trellis", "eval_py_compat")
+        choice("up", self.up, "y", "z")
+        require(self.count >= 0, "count", self.count, "0 (all) or more")
+        require(
             bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
             "seeds",
             self.seeds,
             "one or more different numbers",
         )
-        _require(self.resamples >= 2, "resamples", self.resamples, "2 or more")
-        _require(
+        require(self.resamples >= 2, "resamples", self.resamples, "2 or more")
+        require(
             self.kd_subset_size >= 2, "kd_subset_size", self.kd_subset_size, "2 or more"
         )
         for name in ("size", "batch", "workers", "max_faces", "kd_subsets", "shown"):
             value = getattr(self, name)
-            _require(value >= 1, name, value, "1 or more")
+            require(value >= 1, name, value, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -846,18 +724,18 @@ class CodecTrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         for name in ("batch", "kmeans_batches", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
-            _require(value >= 1, name, value, "1 or more")
+            require(value >= 1, name, value, "1 or more")
         least = max(self.warmup, self.lr_warmup)
-        _require(
+        require(
             self.steps > least,
             "steps",
             self.steps,
             f"more than warmup={self.warmup} and lr_warmup={self.lr_warmup}",
         )
-        _require(
+        require(
             self.decoder_steps >= self.lr_warmup,
             "decoder_steps",
             self.decoder_steps,
@@ -889,24 +767,24 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
-        _require(
+        require(
             self.steps > self.warmup_steps,
             "steps",
             self.steps,
             f"more than warmup_steps={self.warmup_steps}",
         )
-        _require(
+        require(
             self.batch >= 1 and self.batch % (self.mesh.data * self.mesh.fsdp) == 0,
             "batch",
             self.batch,
             f"a multiple of mesh.data*mesh.fsdp={self.mesh.data * self.mesh.fsdp}",
         )
-        _require(self.lr > 0, "lr", self.lr, "a number above 0")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        require(self.lr > 0, "lr", self.lr, "a number above 0")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         for name in ("plan_tokens", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
-            _require(value >= 1, name, value, "1 or more")
-        _ascending("prompt_tokens", self.prompt_tokens)
+            require(value >= 1, name, value, "1 or more")
+        ascending("prompt_tokens", self.prompt_tokens)
 
 
 def _is_section(kind: object) -> bool:

@@ -37,6 +37,7 @@ from ar3d_jax.errors import writing
 _OF_STEPS = ("reward/{}", "reward/{}_std", "score/{}/*", "loss/{}")
 _OF_RUNS = (
     "score_missing",
+    "judge/*",
     "loss",
     "kl",
     "entropy",
@@ -54,6 +55,7 @@ _OF_RUNS = (
     "time/codec",
     "time/render",
     "time/score_wait",
+    "time/score/*",
     "time/update",
     "time/total",
     "sidecar_restarts",

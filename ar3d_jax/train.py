@@ -31,6 +31,7 @@ from ar3d_jax import command, gallery, hosts
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.collect import Collector, Waiting, batch_metrics
 from ar3d_jax.config import Config, to_dict
+from ar3d_jax.config_rewards import JUDGES
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.generate import generate_objects
@@ -47,7 +48,17 @@ from ar3d_jax.higrpo.update import (
 from ar3d_jax.metrics import NoLog, RunLog, Stopwatch, run_names, run_shown
 from ar3d_jax.models import Models, check_length, load_models
 from ar3d_jax.rewards.client import Scoring
+from ar3d_jax.score_watch import (
+    ScoreWatch,
+    check_scorers,
+    identities,
+    replaced,
+    switched,
+)
 from ar3d_jax.sharding import fold_in_name, make_mesh
+
+# Of a judge: what its answers follow from.
+_ANSWERS = ("model", "max_tokens", "temperature", "top_", "repetition_penalty", "seed")
 
 # Fields, or how their names begin, that a resumed run must share with the saved one.
 SAME_RUN = (
@@ -58,7 +69,12 @@ SAME_RUN = (
     "policy.weights",  # the reference
     *("lora.", "codec.", "rollout.", "data."),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
-    *("rewards.ensemble", "rewards.normalise_scores"),
+    *("rewards.ensemble", "rewards.normalise_scores", "rewards.part_lists"),
+    # Of scorers that are off, too: they may be switched on again, and then must be what
+    # the first steps were rewarded by. Where and how fast they answer may change.
+    "rewards.hps_v2_1.weights",
+    *(f"rewards.shapellm.{field}" for field in ("weights", "encoder", "up")),
+    *(f"rewards.{judge}.{field}" for judge in JUDGES for field in _ANSWERS),
     "evaluation.judged",
     *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
 )
@@ -71,6 +87,7 @@ def main(config: Config, workdir: str) -> None:
         UserError: whatever a user can mend: files, settings, disk, GL, scorers.
     """
     _announce(config)
+    config.used_rewards.check_places()  # before models take minutes to load
     folder = Path(workdir)
 
     # --- Models, optimiser, prompts ---------------------------------------------------
@@ -110,9 +127,10 @@ def main(config: Config, workdir: str) -> None:
                 folder / "checkpoints",
                 keep=config.log.keep_checkpoints,
                 settings=_same_run(config),
+                may_change=_may_change,
             )
         )
-        first_step = 0
+        first_step, known = 0, {}  # scorers of earlier starts, by name
         if restored := checkpoints.restore_latest(to_save(state)):
             saved, first_step, extras = restored
             state = from_saved(state, saved)
@@ -120,6 +138,7 @@ def main(config: Config, workdir: str) -> None:
                 jax.tree.map(lambda x: x.delete(), models.policy)
             source.set_state(extras["prompts"])
             run_key = extras["key"]
+            known = extras.get("scorers", known)  # older runs have none
         _write_config(config, folder)  # not before: a refused run leaves the other's
         own = hosts.own_rows(config.prompts_per_step * config.group_size)
         scoring = stack.enter_context(
@@ -132,6 +151,7 @@ def main(config: Config, workdir: str) -> None:
             )
         )
         log = stack.enter_context(_open_log(config, folder, first_step))
+        check_scorers(scoring, config.used_rewards, config.step_names, log.say)
         evaluation = stack.enter_context(
             held_out(
                 config,
@@ -152,6 +172,8 @@ def main(config: Config, workdir: str) -> None:
             position = waiting.position if waiting else source.get_state()
             extras = {"prompts": position, "key": run_key}
             extras["selection"] = collector.selection.get_state()
+            extras["weights"] = to_dict(config.rewards.weights)
+            extras["scorers"] = known | identities(scoring)
             checkpoints.save(to_save(state), step, extras)
 
         def draw_samples(step: int) -> None:
@@ -178,8 +200,16 @@ def main(config: Config, workdir: str) -> None:
 
         # --- The run ------------------------------------------------------------------
         collector = Collector(config, models, scoring, source, run_key, log.say)
+        watch = ScoreWatch(config.rewards, log.say, scoring.counters)
         if restored:
-            collector.selection.set_state(extras["selection"])
+            weights = to_dict(config.rewards.weights)
+            changes = switched(extras.get("weights", weights), weights)
+            for change in changes:
+                log.say(f"goes on with another ensemble: {change}")
+            for change in replaced(known, identities(scoring)):
+                log.say(f"goes on with another scorer: {change}")
+            if not changes:  # else recent groups' rewards were of another scale
+                collector.selection.set_state(extras["selection"])
         if first_step == 0:
             evaluation.after(0, state.policy)
             draw_samples(0)
@@ -224,6 +254,7 @@ def main(config: Config, workdir: str) -> None:
             # Log and save.
             line = {
                 **batch_metrics(batch, config, clock),
+                **watch.look(step, batch, scoring.counters),
                 **metrics,
                 **clock.line(render=batch.draw_s),
                 "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
@@ -241,6 +272,14 @@ def main(config: Config, workdir: str) -> None:
                     " saved, same command goes on"
                 )
                 return
+            if done == config.steps:  # complete, however the last scores were
+                return
+            try:
+                watch.check()
+            except UserError:
+                if not saving:
+                    save(done)
+                raise
 
 
 def _announce(config: Config) -> None:
@@ -253,6 +292,15 @@ def _announce(config: Config) -> None:
             "requirements-cuda12.txt makes jax use it",
             file=sys.stderr,
         )
+
+
+def _may_change(name: str, saved: Any, new: Any) -> bool:
+    """Of a run that goes on: a scorer may be switched off, and on again.
+
+    Nothing was saved of what older runs did not know: it counts as unchanged.
+    """
+    unknown = saved is None and name.startswith("rewards.")
+    return unknown or (name.startswith("rewards.weights.") and 0 in (saved, new))
 
 
 def _check_prompts(models: Models, source: PromptSource, config: Config) -> None:

@@ -14,19 +14,26 @@ EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 # By config field: what `embedded` means, and which files of a repository are wanted.
 _ENCODER = ["model.safetensors", "*.json", "*.txt"]
+_DECODER = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _SHIPPED = {
     "policy.weights": EMBEDDED / "policy",
     "codec.weights": EMBEDDED / "codec.safetensors",
     "features.weights.embedded": EMBEDDED / "judge.safetensors",
 }
 _WANTED = {
-    "policy.weights": ["*.safetensors", "*.json", "*.txt", "*.jinja"],
+    "policy.weights": _DECODER,
     "codec.weights": ["*.safetensors", "*.bin"],
     # The one encoder whose repository has no safetensors.
     "features.weights.clip_b32": [*_ENCODER, "pytorch_model.bin"],
     "features.weights.clip_l14": _ENCODER,
     "features.weights.dinov2_b14": _ENCODER,
     "features.weights.dinov2_l14": _ENCODER,
+    "rewards.hps_v2_1.weights": ["HPS_v2.1_compressed.pt"],
+    "rewards.shapellm.weights": ["*.json", "pytorch_model-*.bin", "tokenizer.model"],
+    "rewards.shapellm.encoder": ["zeroshot/large/best_lvis.pth"],
+    "rewards.unified_think.model": _DECODER,
+    "rewards.unified_2.model": _DECODER,
+    "rewards.qwen_vl.model": _DECODER,
 }
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -36,7 +43,7 @@ def resolve(source: str, field: str) -> Path:
 
     Args:
         source: `embedded`, a path, `owner/name` or `owner/name@revision`.
-        field: `policy.weights`, `codec.weights` or `features.weights.<set>`.
+        field: which one; see `_WANTED`.
 
     Raises:
         UserError: there is no such path, and it cannot be had from Hugging Face.

@@ -191,11 +191,11 @@ def measure(
     torch.set_num_threads(options.threads)
     there = torch.cuda.is_available() and options.device != "cpu"
     device = "cuda" if there else "cpu"
-    seconds = ticket.score_s / count
+    seconds = ticket.answer_s / count
     row = {
         "objects_per_s": per_s(seconds),
         "together_per_s": per_s(together),
-        "share": round(ticket.score_s / (ticket.score_s + ticket.draw_s), 3),
+        "share": round(ticket.answer_s / (ticket.answer_s + ticket.draw_s), 3),
         "peak_mib": memory,
         "gpu_mib": on_gpu,
         "library_per_s": per_s(library_s(name, path, views, device)),

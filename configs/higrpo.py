@@ -36,6 +36,7 @@ from ar3d_jax.config import (
     RolloutConfig,
     to_config_dict,
 )
+from ar3d_jax.config_rewards import ScorersConfig
 from ar3d_jax.errors import UserError
 
 
@@ -93,8 +94,25 @@ PAPER = Config(
         prompt_tokens=(128, 256),  # template, instruction and a short caption
     ),
     objective=ObjectiveConfig(resample_prompts=8),  # one for each device
-    # The published reward models replace the embedded scorers when they are built.
-    rewards=RewardsConfig(points=10_000),  # ShapeLLM's input
+    # The paper's reward models. Judges answer from vLLM, as the paper's do: where, is
+    # said by rewards.unified_think.endpoints and so on (launch/rewards_vllm.sh). Hosts
+    # without a GPU for the others: --config.rewards.backend=remote (docs/rewards.md).
+    rewards=RewardsConfig(
+        scorers=ScorersConfig(
+            preference="hps_v2_1",
+            alignment="unified_think",
+            category="qwen_vl",
+            quality="unified_2",
+            consistency="qwen_vl",
+            parts="shapellm",
+            align_lmm="qwen_vl",
+            consistency_shape="qwen_vl",
+        ),
+        backend="openai",
+        points=10_000,  # ShapeLLM's input
+        deadline_s=600.0,  # 128 objects, some 900 questions a step
+        start_s=3600.0,  # the first start downloads; backend=local reads 68 GB
+    ),
     render=RenderConfig(size=448),  # 256 tokens per view in Qwen2.5-VL
     optim=OptimConfig(
         lr=1e-6,  # stated

@@ -28,9 +28,9 @@
 #   bash launch/slurm.sh --workdir=/shared/runs/7b --nodes=4 --time=24:00:00 \
 #     -- --config.mesh.fsdp=8 --config.mesh.tp=4
 #
-# The trainer starts the reward process (PyTorch) itself, on each host, where it scores
-# on the CPU. A GPU of its own for it, and scorers behind vLLM endpoints, do not exist
-# yet.
+# The trainer starts the reward process (PyTorch) itself, on each host. Published reward
+# models want GPUs of their own: judges behind vLLM (launch/rewards_vllm.sh on another
+# node), or all of them behind python -m ar3d_jax.rewards.serve (docs/rewards.md).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

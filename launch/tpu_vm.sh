@@ -25,12 +25,15 @@
 #   --hf-token-env=NAME    the environment variable here with a Hugging Face token
 #   --logs=DIR             for the workers' logs (logs/NAME in the clone)
 #   --retries=N            restarts on one pod, of a run whose hosts fail (10)
-#   --reward-host=HOST     not built yet: each host runs its own embedded scorers
 #   --dry-run              prints the commands, runs none
 #
 # For example, the 7B preset on 32 chips, with a model of four parts on each worker:
 #   bash launch/tpu_vm.sh all --zone=us-east5-a --type=v5p-64 --spot --bucket=mine \
-#     -- --config.mesh.fsdp=8 --config.mesh.tp=4
+#     -- --config.mesh.fsdp=8 --config.mesh.tp=4 \
+#     --config.rewards.backend=remote --config.rewards.remote.servers=10.0.0.9:7071 \
+#     --config.rewards.remote.secret_file=/mnt/mine/rewards.secret
+# The workers have no GPU for reward models: those serve from another machine, in the same
+# network, with python -m ar3d_jax.rewards.serve (docs/rewards.md).
 #
 # Exit status: the run's own 0, 1 (a bug) or 2 (wrong input); 75 where the pod or a host
 # was lost and the same command may help; 2 for what is wrong here.
@@ -39,9 +42,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name=ar3d-jax zone="" project="" type="" version="" spot="" bucket="" workdir=""
-hf_token_env="" logs="" retries=10 reward_host=""
+hf_token_env="" logs="" retries=10
 parse "create setup run logs stop delete all" "name= zone= project= type= version= \
-spot bucket= workdir= hf-token-env= logs= retries= reward-host=" "$@"
+spot bucket= workdir= hf-token-env= logs= retries=" "$@"
 
 poll_s="${TPU_VM_POLL_S:-30}"
 patience="${TPU_VM_PATIENCE:-10}" # polls without an answer before giving up
@@ -49,8 +52,6 @@ remote=ar3d-jax # the clone's copy, in the workers' home folders
 scratch="${TMPDIR:-/tmp}/ar3d-jax-$$"
 dry_state=NOT_FOUND
 
-[ -z "$reward_host" ] || fail "--reward-host=$reward_host: scorers cannot be served from" \
-  "another machine yet, each host runs its own on its CPU; leave the option out"
 check name '[a-z]([a-z0-9-]*[a-z0-9])?' "lower case letters, digits and dashes"
 check zone '[a-z0-9-]+' "a zone with TPUs: --zone=us-east5-a"
 check retries '[0-9]+' "a number"

@@ -1,6 +1,7 @@
 """Batches: dynamic sampling, overlap, paradigms, as the run sees them."""
 
 import dataclasses
+import itertools
 import json
 import time
 import zlib
@@ -9,7 +10,16 @@ import jax
 import pytest
 
 from ar3d_jax import collect, train
-from ar3d_jax.config import LogConfig, ObjectiveConfig, RewardsConfig, RolloutConfig
+from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.config import (
+    Config,
+    LogConfig,
+    ObjectiveConfig,
+    RewardsConfig,
+    RolloutConfig,
+)
+from ar3d_jax.config_rewards import JUDGES, HpsConfig
+from ar3d_jax.errors import UserError
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.rewards.client import Scoring
 from tests.small_run import PROMPTS, small_config
@@ -214,3 +224,154 @@ def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
         without = [line["step"] for line in whole if not line["time/rollout"]]
         assert without == [14, 17]
         assert max(line["ratio_max"] for line in whole[1:]) > 1.0001  # stale by one
+
+
+def test_a_scorer_is_switched_off_in_a_run_that_goes_on_and_on_again(run, capfd):
+    """Its scores vanish from the metrics, and the run says what has changed."""
+    on = RewardsConfig(points=8)
+    coarse = dataclasses.replace(on.weights.coarse, category=0.0)
+    off = dataclasses.replace(
+        on, weights=dataclasses.replace(on.weights, coarse=coarse)
+    )
+    run(steps=1, rewards=on)
+    run(steps=2, rewards=off)
+    assert "weights.coarse.category is 0, was 1" in "".join(capfd.readouterr())
+    lines = run(steps=3, rewards=on)
+    assert "weights.coarse.category is 1, was 0" in "".join(capfd.readouterr())
+    scored = ["score/coarse/category" in line for line in lines]
+    assert scored == [True, False, True]
+    assert [line["score/coarse/category_missing"] for line in lines[::2]] == [0, 0]
+    assert lines[0]["time/score/category_p95"] > 0
+
+
+ANSWERED = ("model", "max_tokens", "temperature", "top_p", "top_k")
+OTHERS = {
+    "hps_v2_1": ("weights",),
+    "shapellm": ("weights", "encoder", "up"),
+    **{judge: (*ANSWERED, "repetition_penalty", "seed") for judge in JUDGES},
+    "": ("part_lists",),
+}
+SAME = {
+    "hps_v2_1": ("device", "batch"),
+    "qwen_vl": ("device", "batch", "in_flight", "request_s", "server"),
+    "": ("backend", "deadline_s", "start_s", "threads", "remote"),
+}
+
+
+def changed(section, field):
+    """The default config with another value of one field of the rewards."""
+    other = {"up": "y", "server": "transformers", "backend": "remote"}
+    rewards = RewardsConfig()
+    model = getattr(rewards, section) if section else rewards
+    value = getattr(model, field)
+    if field == "remote":
+        value = dataclasses.replace(value, servers=("gpu1:7071",))
+    elif isinstance(value, str):
+        value = other.get(field, "another")
+    else:
+        value = value + 1
+    model = dataclasses.replace(model, **{field: value})
+    if section:
+        model = dataclasses.replace(rewards, **{section: model})
+    return dataclasses.replace(Config(), rewards=model)
+
+
+def test_a_run_that_goes_on_keeps_what_its_rewards_are():
+    """And may change where, and how fast, they come to be."""
+    mine = train._same_run(Config())
+    for fields, name in ((OTHERS, "kept"), (SAME, "free")):
+        for section, names in fields.items():
+            for field in names:
+                differ = train._same_run(changed(section, field)) != mine
+                assert differ == (name == "kept"), (section, field)
+
+
+def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):
+    run(steps=1)
+    other = RewardsConfig(points=64, hps_v2_1=HpsConfig(weights="mine.pt"))
+    with pytest.raises(
+        UserError, match=r"hps_v2_1\.weights='xswu/HPSv2'; this run has"
+    ):
+        run(steps=2, rewards=other)
+
+
+def test_a_run_of_an_older_version_goes_on(run, monkeypatch):
+    """Which had saved less of what rewards are."""
+    with monkeypatch.context() as older:
+        known = [n for n in train.SAME_RUN if not n.startswith("rewards.hps_v2_1")]
+        unknown, save = ("weights", "scorers"), Checkpoints.save
+        older.setattr(train, "SAME_RUN", tuple(known))
+        older.setattr(
+            Checkpoints,
+            "save",
+            lambda self, state, step, extras: save(
+                self, state, step, {k: extras[k] for k in extras if k not in unknown}
+            ),
+        )
+        run(steps=1)
+    assert [line["step"] for line in run(steps=2)] == [0, 1]
+
+
+def test_a_scorer_of_another_revision_is_said_when_it_comes_back(
+    run, monkeypatch, capfd
+):
+    """Also where it was away meanwhile. What judges count is on the lines."""
+    about = Scoring.about.fget
+
+    def report(revision):
+        monkeypatch.setattr(
+            Scoring,
+            "about",
+            property(
+                lambda self: {
+                    name: row | {"revision": revision}
+                    for name, row in about(self).items()
+                    if revision
+                }
+            ),
+        )
+
+    counts = itertools.count()
+    monkeypatch.setattr(
+        Scoring, "counters", property(lambda self: {"judge/a/sent": next(counts) * 2.0})
+    )
+    for step, revision in enumerate(("1", "", "1")):
+        report(revision)
+        lines = run(steps=step + 1)
+    assert "another scorer" not in "".join(capfd.readouterr())
+    report("2")
+    run(steps=4)
+    told = "".join(capfd.readouterr())
+    assert "another scorer: embedded is obedient (2), was obedient (1)\n" in told
+    assert [line["judge/a/sent"] for line in lines] == [2.0] * 3
+
+
+def test_missing_scores_end_a_run_that_wants_it_with_all_that_it_learnt(run, tmp_path):
+    (tmp_path / "nan.txt").write_text("nan\na chair\n")
+    strict = RewardsConfig(points=8, on_failure="stop", stop_after=2)
+    changes = {"prompts": str(tmp_path / "nan.txt"), "steps": 4, "checkpoint_every": 4}
+    with pytest.raises(UserError, match="missing in 2 steps in a row"):
+        run(rewards=strict, **changes)
+    lines = run(rewards=dataclasses.replace(strict, on_failure="mask"), **changes)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]  # went on after the second
+    assert all(line["score/refined/parts_missing"] == 0.5 for line in lines)
+    assert all(line["groups_used"] == 1 for line in lines)
+
+
+def test_a_run_that_is_complete_ends_well_whatever_is_missing(run, tmp_path):
+    (tmp_path / "nan.txt").write_text("nan\na chair\n")
+    strict = RewardsConfig(points=8, on_failure="stop", stop_after=2)
+    changes = {"prompts": str(tmp_path / "nan.txt"), "checkpoint_every": 4}
+    lines = run(rewards=strict, steps=2, **changes)
+    assert [line["score/refined/parts_missing"] for line in lines] == [0.5, 0.5]
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+def test_reasons_are_counted_by_kind_not_by_what_was_answered():
+    reasons = {
+        "category": [None, "unreadable: 'a'", "late"],
+        "quality": ["unreadable: 'b'", "late", "unreadable: c: d"],
+    }
+    line = "5 scores are missing; 3 such as: unreadable: 'a'"
+    assert collect.reasons_in_words(reasons) == line
+    assert collect.reasons_in_words({"category": [None], "quality": []}) is None

@@ -57,6 +57,17 @@ def test_overrides_of_every_type():
     assert config.policy.scan_decode is True
 
 
+@pytest.mark.parametrize("written", ["a:1,b:2", "('a:1','b:2')", '["a:1", "b:2"]'])
+def test_tuples_of_texts_may_be_written_with_commas_alone(written):
+    flag = f"--config.rewards.remote.servers={written}"
+    assert config_of(f"--config={HIGRPO}", flag).rewards.remote.servers == (
+        "a:1",
+        "b:2",
+    )
+    flag = "--config.rewards.remote.servers=a:1"
+    assert config_of(f"--config={HIGRPO}", flag).rewards.remote.servers == ("a:1",)
+
+
 def readme_algorithms():
     """(what, config file, fields) of each row of README's table."""
     text = (ROOT / "README.md").read_text().split("## Algorithms")[1].split("\n## ")[0]

@@ -18,6 +18,7 @@ from ar3d_jax.config import (
     to_config_dict,
     to_dict,
 )
+from ar3d_jax.config_rewards import ScorersConfig
 from ar3d_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,19 @@ def test_unknown_fields_and_wrong_types_are_named(values, named):
         ({"objective": {"micro_batch": 4}}, "objective.micro_batch"),  # cuts a group
         ({"rewards": {"scorers": {"parts": "shapelm"}}}, "rewards.scorers.parts"),
         ({"rewards": {"on_failure": "zero"}}, "rewards.on_failure"),
+        ({"rewards": {"remote": {"in_flight": 0}}}, "rewards.remote.in_flight"),
+        ({"rewards": {"remote": {"connect_s": 0.0}}}, "rewards.remote.connect_s"),
+        ({"rewards": {"start_s": 0.0}}, "rewards.start_s"),
+        (
+            {
+                "rewards": {
+                    "backend": "openai",
+                    "scorers": {"category": "qwen_vl"},
+                    "deadline_s": 45.0,
+                }
+            },
+            "rewards.qwen_vl.request_s",
+        ),
         ({"mesh": {"tp": 0}}, "mesh"),
         ({"rollout": {"ahead": 2}}, "rollout.ahead"),
         ({"rollout": {"ahead": 1}, "checkpoint_every": 1}, "checkpoint_every is 1"),
@@ -249,6 +263,12 @@ def test_values_that_would_fail_later_are_refused_now(field, value):
     section[name] = value
     with pytest.raises(UserError, match=r"config field .* expected"):
         from_config_dict(values)
+
+
+def test_a_request_may_take_as_long_as_it_likes_where_none_is_sent():
+    for backend, scorer in (("local", "qwen_vl"), ("openai", "embedded")):
+        scorers = ScorersConfig(category=scorer)
+        RewardsConfig(backend=backend, scorers=scorers, deadline_s=45.0)
 
 
 def test_a_step_may_go_without_scores_but_not_both():

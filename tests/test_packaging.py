@@ -107,6 +107,7 @@ def test_shipped_files_are_package_data(monkeypatch):
     [
         *("launch/local.sh", "launch/test.sh", ".ci/run"),
         *(
+            "launch/rewards_vllm.sh",
             "launch/tpu_vm.sh",
             "launch/tpu_worker.sh",
             "launch/gke.sh",

@@ -1,5 +1,6 @@
 """The preset 7b on weights in the published layout, two layers and narrow."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,12 +12,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ar3d_jax.config_rewards import ScorersConfig
 from ar3d_jax.policy import chat, tokenizer
 from tests.codec.torch_vqvae import VQVAE3D
 from tests.policy import torch_policy
 
 ROOT = Path(__file__).parents[1]
 CODES = 32
+SCORERS = [  # none has weights here
+    f"--config.rewards.scorers.{field.name}=embedded"
+    for field in dataclasses.fields(ScorersConfig)
+]
 SMALLER = (
     "--config.steps=2",
     "--config.checkpoint_every=1",
@@ -68,6 +74,8 @@ def run(published: Path, workdir: Path, *flags: str) -> subprocess.CompletedProc
         f"--workdir={workdir}",
         f"--config.policy.weights={published / 'policy'}",
         f"--config.codec.weights={published / 'codec.bin'}",
+        "--config.rewards.backend=local",
+        *SCORERS,
         *SMALLER,
         *flags,
     ]

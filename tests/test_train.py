@@ -165,7 +165,7 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
     before = (undisturbed / "config.json").read_text()
     for flag, field in {
         "--config.seed=5": "seed=0",
-        "--config.rewards.weights.coarse.category=0": "coarse.category=1.0",
+        "--config.rewards.weights.coarse.category=0.5": "coarse.category=1.0",
     }.items():
         process = start(undisturbed, flag)
         _, err = process.communicate(timeout=300)

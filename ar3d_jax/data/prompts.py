@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
 from ar3d_jax.errors import UserError
@@ -209,6 +208,8 @@ class PromptSource:
         A `share` of its rows are those that a fixed shuffle puts first, whatever the
         seed, so that a larger share has all of a smaller one.
         """
+        import grain  # it loads jax, which those who only read files do without
+
         rows = [row for row in read_prompts(source, column) if not row.held_out]
         order = np.random.default_rng(0).permutation(len(rows))
         kept = sorted(order[: math.ceil(share * len(rows))])

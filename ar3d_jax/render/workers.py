@@ -31,8 +31,9 @@ def draw_object(
     logits: Float[np.ndarray, "R R R"],
     views: UInt8[np.ndarray, "V H W 3"],
     points: Float[np.ndarray, "n 3"],
+    colours: UInt8[np.ndarray, "n 3"],
 ) -> int:
-    """Fills `views` and `points` from the logits' surface; how many points are valid.
+    """Fills the arrays from the logits' surface; how many points are valid.
 
     That is all of them, or 0 for an object without a surface, which is drawn as an
     empty picture. The points' seed comes from the logits: equal logits give equal bits
@@ -45,7 +46,7 @@ def draw_object(
         raise ValueError("the logits are not finite")
     mesh = surface.extract(logits)
     renderer.draw(mesh, views)
-    return _fill_points(mesh, points, logits)
+    return _fill_points(mesh, points, colours, logits)
 
 
 def draw_file(
@@ -54,8 +55,9 @@ def draw_file(
     up: str,
     views: UInt8[np.ndarray, "V H W 3"],
     points: Float[np.ndarray, "n 3"],
+    colours: UInt8[np.ndarray, "n 3"],
 ) -> int:
-    """Fills `views` and `points` from a mesh file; how many points are valid: all.
+    """Fills the arrays from a mesh file; how many points are valid: all.
 
     It is drawn from both sides, as nobody knows how it is wound. The points' seed comes
     from its vertices.
@@ -66,17 +68,21 @@ def draw_file(
     config = renderer.config
     mesh = meshes.load(path, up=up, max_faces=config.max_faces, colours=config.colours)
     renderer.draw(mesh, views, two_sided=True)
-    return _fill_points(mesh, points, mesh.vertices)
+    return _fill_points(mesh, points, colours, mesh.vertices)
 
 
 def _fill_points(
-    mesh: surface.Mesh, points: Float[np.ndarray, "n 3"], source: np.ndarray
+    mesh: surface.Mesh,
+    points: Float[np.ndarray, "n 3"],
+    colours: UInt8[np.ndarray, "n 3"],
+    source: np.ndarray,
 ) -> int:
-    points[:] = 0.0
+    points[:], colours[:] = 0.0, 0
     if not len(mesh.faces):
         return 0
     digest = hashlib.blake2b(source.tobytes(), digest_size=8).digest()
-    points[:] = surface_points(mesh, len(points), int.from_bytes(digest, "little"))
+    seed = int.from_bytes(digest, "little")
+    points[:], colours[:] = surface_points(mesh, len(points), seed)
     return len(points)
 
 
@@ -93,7 +99,7 @@ def _prepare(config: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
         try:
             if ring.sequence[slot] != sequence:
                 raise ValueError(f"slot {slot} holds another object than announced")
-            target = ring.views[slot], ring.points[slot]
+            target = ring.views[slot], ring.points[slot], ring.colours[slot]
             if path := request.get("mesh"):
                 up = request.get("up", "y")
                 count = draw_file(renderer, path, up, *target)

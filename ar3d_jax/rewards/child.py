@@ -16,7 +16,7 @@ from typing import Any
 
 from ar3d_jax.rewards import wire
 
-START_S = 300.0  # loading a reward model's weights takes minutes on a cold disk
+START_S = 300.0  # importing and loading take minutes on a cold disk
 STOP_S = 5.0  # for an orderly end; then it is killed
 
 
@@ -26,6 +26,8 @@ class Child:
     Attributes:
         name: for messages, "sidecar" or "render worker 0".
         hello: its first message, or None while it is starting.
+        about: the scorers, as the sidecar says.
+        counters: what they have counted, since it was started.
         deadline: when a start counts as failed, in `time.monotonic` seconds.
         outstanding: what was asked and not yet answered, oldest first.
     """
@@ -37,13 +39,18 @@ class Child:
         config: dict[str, Any],
         ring: wire.Ring,
         log: pathlib.Path,
+        *,
+        start_s: float = START_S,
     ) -> None:
-        """Describes the child; `start` starts it."""
-        self.name, self.log = name, log
+        """Describes the child; `start` starts it, which may take `start_s` seconds."""
+        self.name, self.log, self._start_s = name, log, start_s
         self._module, self._config, self._ring = module, config, ring
         self._process: subprocess.Popen[bytes] | None = None
         self.channel: wire.Channel
         self.hello: dict[str, Any] | None = None
+        self.about: dict[str, Any] = {}
+        self.counters: dict[str, float] = {}
+        self._counted_before: collections.Counter[str] = collections.Counter()
         self.deadline = 0.0
         self.failed_starts = 0
         self.outstanding: collections.deque[Any] = collections.deque()
@@ -63,10 +70,17 @@ class Child:
             )
         self.channel = wire.Channel(ours)
         self.hello = None
-        self.deadline = time.monotonic() + START_S
+        self._counted_before.update(self.counters)
+        self.counters = {}
+        self.deadline = time.monotonic() + self._start_s
         start = {"start": {"version": wire.VERSION, "config": self._config}}
         with contextlib.suppress(OSError):  # dead already: its end is read next
             self.channel.send(start)
+
+    @property
+    def counted(self) -> dict[str, float]:
+        """As `counters`, since the first start."""
+        return dict(self._counted_before + collections.Counter(self.counters))
 
     def end(self, *, grace_s: float = 0.0) -> str:
         """Ends the process, by force after `grace_s`; how it ended, in words."""

@@ -1,4 +1,4 @@
-"""Objects in, scores out: what the trainer sees of drawing and scoring.
+"""Objects in, scores out: what trainer and `score.py` see of drawing and scoring.
 
 `Scoring` starts the render workers and the sidecar and keeps them alive; drawing and
 scoring go on while the trainer computes. A score depends on the object and its prompt
@@ -12,7 +12,7 @@ up to is `ensemble.py`.
 
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from ar3d_jax.config import RenderConfig, RewardsConfig, to_dict
 from ar3d_jax.rewards import wire
 from ar3d_jax.rewards.crew import Crew
-from ar3d_jax.rewards.ticket import Scores
+from ar3d_jax.rewards.ticket import MeshFile, Scores
 
 
 class Scoring(Crew):
@@ -38,15 +38,19 @@ class Scoring(Crew):
     ) -> None:
         """Takes the ring's memory; entering the block starts the processes.
 
-        `rewards=None` only draws. `slots` bounds the memory, not the objects, which
-        wait for a free one: 8 per worker keep all processes busy. The processes write
-        `render.log` and `sidecar.log` in `log_dir`.
+        `rewards=None` only draws. `resolution` is the logits'; 0 where all objects are
+        files. `slots` bounds the memory, not the objects, which wait for a free one: 8
+        per worker keep all processes busy. The processes write `render.log` and
+        `sidecar.log` in `log_dir`.
 
         Raises:
-            UserError: not enough memory for the ring; `log_dir` cannot be written.
+            UserError: not enough memory for the ring; `log_dir` cannot be written;
+                a scorer is elsewhere, and the config does not say where.
         """
         self._rewards = rewards
         config = rewards or RewardsConfig()
+        if rewards:
+            rewards.check_places()
         super().__init__(
             render,
             wire.Layout(slots, resolution, render.views, render.size, config.points),
@@ -55,7 +59,24 @@ class Scoring(Crew):
             else None,
             config.deadline_s,
             log_dir,
+            start_s=config.start_s,
         )
+
+    @property
+    def resolution(self) -> int:
+        """Voxels along one side of an object."""
+        return self._ring.layout.resolution
+
+    @property
+    def about(self) -> dict[str, dict[str, Any]]:
+        """Scorer -> its roles, model, revision and place, as the sidecar says."""
+        return self._children[-1].about
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """By "judge/<scorer>/<kind>", how often since the block began; never fewer."""
+        counted = self._children[-1].counted
+        return {f"judge/{name}": number for name, number in counted.items()}
 
     def submit(
         self,
@@ -82,6 +103,31 @@ class Scoring(Crew):
             )
         roles = self._rewards.roles(step) if self._rewards else ()
         return self._carry(Scores, roles, own, prompts, keep_views)
+
+    def submit_files(
+        self,
+        meshes: Sequence[pathlib.Path],
+        prompts: Sequence[str],
+        roles: tuple[str, ...],
+        *,
+        up: str = "y",
+    ) -> Scores:
+        """Hands over N mesh files to be drawn and scored, and returns at once.
+
+        Args:
+            meshes: what `render/meshes.py` reads.
+            prompts: what each should be.
+            roles: what they are scored for; one without a weight, in any step, has no
+                scorer, and is missing.
+            up: the files' up axis, "y" (glTF's) or "z".
+
+        Raises:
+            UserError: a prompt is too long for a message, or a process failed for good.
+        """
+        if len(meshes) != len(prompts):
+            raise ValueError(f"{len(meshes)} meshes and {len(prompts)} prompts")
+        files = [MeshFile(path.absolute(), up) for path in meshes]
+        return self._carry(Scores, roles, files, prompts, keep_views=False)
 
     def collect(
         self, ticket: Scores

@@ -20,10 +20,12 @@ from ar3d_jax.rewards import wire
 from ar3d_jax.rewards.child import STOP_S, Child
 from ar3d_jax.rewards.ticket import Item, State, Ticket
 
-# Requests per child: one under way, the others so that it never waits for the next.
-# Few for workers: what one has queued, another that is done could have drawn.
-WORKER_AHEAD, SIDECAR_AHEAD = 2, 4
+# Requests per worker: one under way, the other so that it never waits for the next. Not
+# more: what one has queued, another that is done could have drawn. The sidecar gets
+# all that there is: its scorers batch.
+WORKER_AHEAD = 2
 DEATHS = 2  # an object under which so many children died is not sent again
+LATE_S = 5.0  # the sidecar itself answers by the deadline; so much later, it hangs
 FAILED_STARTS = 3  # of one child in a row: then it is given up, and the run with it
 
 
@@ -138,7 +140,7 @@ class Courier:
 
     def _patience_s(self) -> float | None:
         """Seconds until a deadline, or None: nothing to wait for but messages."""
-        times = [ticket.deadline for ticket in self._tickets]
+        times = [self._deadline_of(item) for item in self._items]
         times += [child.deadline for child in self._children if child.hello is None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -158,7 +160,7 @@ class Courier:
                     item.state = State.DRAWING
             elif item.state is State.DRAWN:
                 request = item.ticket.question(item)
-                if self._ask(self._sidecars, SIDECAR_AHEAD, item, request):
+                if self._ask(self._sidecars, len(self._items), item, request):
                     item.state = State.SCORING
         for child in self._children:
             try:
@@ -180,10 +182,16 @@ class Courier:
     def _ask(
         children: list[Child], ahead: int, item: Item, request: dict[str, Any]
     ) -> bool:
-        """Gives the request to the least busy child; False if none has room."""
+        """Gives the request to the least busy child; False if none has room.
+
+        What a child died of goes alone, so that the next death is nobody else's.
+        """
         ready = [child for child in children if child.hello]
         child = min(ready, key=lambda child: len(child.outstanding), default=None)
         if child is None or len(child.outstanding) >= ahead:
+            return False
+        alone = item.deaths or any(other.deaths for other in child.outstanding)
+        if alone and child.outstanding:
             return False
         child.channel.put(request)
         child.outstanding.append(item)
@@ -225,6 +233,18 @@ class Courier:
                 if all(child.hello for child in self._children):
                     self._ready.set()
                 return True
+            case {"about": about} if child in self._sidecars:
+                child.about = about
+                return True
+            case {"counters": counters} if child in self._sidecars:
+                child.counters = counters
+                return True
+            case {"begun": slot, "sequence": sequence, "roles": roles}:
+                item = self._under_way(child, slot, sequence)
+                if item is None or child not in self._sidecars:
+                    return False
+                item.in_hand |= set(roles)
+                return True
             case {"drawn": slot, "sequence": sequence}:
                 expected, act = self._workers, self._drawn
             case {"scored": slot, "sequence": sequence} | {
@@ -234,30 +254,41 @@ class Courier:
                 expected, act = self._sidecars, self._answered
             case _:
                 return False
-        if child not in expected or not child.outstanding:
+        item = self._under_way(child, slot, sequence)
+        if child not in expected or item is None:
             return False
-        item = child.outstanding[0]
-        if (slot, sequence) != (item.slot, item.sequence):
-            return False
-        child.outstanding.popleft()
         child.failed_starts = 0
-        act(item, message)
+        if act(item, message):
+            child.outstanding.remove(item)
         return True
 
-    def _drawn(self, item: Item, message: dict[str, Any]) -> None:
+    @staticmethod
+    def _under_way(child: Child, slot: int, sequence: int) -> Item | None:
+        """The child's item with that place, if it has one."""
+        place = slot, sequence
+        some = (
+            item for item in child.outstanding if (item.slot, item.sequence) == place
+        )
+        return next(some, None)
+
+    def _drawn(self, item: Item, message: dict[str, Any]) -> bool:
         item.ticket.draw_s += message["seconds"]
         if message["error"]:
             self._settle(item, f"drawing failed: {message['error']}")
-            return
+            return True
         item.state = State.DRAWN
         item.ticket.keep_drawing(item, self._ring)
         if not self._sidecars or not item.ticket.asked:
             self._settle(item)
+        return True
 
-    def _answered(self, item: Item, message: dict[str, Any]) -> None:
-        item.ticket.score_s += message["seconds"]
-        item.ticket.keep_answer(item, self._ring, message)
-        self._settle(item)
+    def _answered(self, item: Item, message: dict[str, Any]) -> bool:
+        item.ticket.answer_s += message["seconds"]
+        complete = item.ticket.keep_answer(item, self._ring, message)
+        item.in_hand -= set(message.get("scores", ()))
+        if complete:
+            self._settle(item)
+        return complete
 
     def _settle(self, item: Item, failure: str | None = None) -> None:
         """Ends an object's way; after a `failure`, without an answer."""
@@ -278,8 +309,9 @@ class Courier:
     def _replace(self, child: Child, how: str, *, blame: bool = True) -> None:
         """Ends a child, if it has not ended by itself, and starts it again.
 
-        What it was asked is asked again, of its successor or of another worker; the
-        object that it was working on (to `blame` for the death) at most `DEATHS` times.
+        What it was asked is asked again, of its successor or of another worker. To
+        `blame` for the death are the objects that it had in hand, or else the first of
+        those it was asked for; under which `DEATHS` children died is not asked again.
 
         Raises:
             UserError: it never gets ready.
@@ -290,10 +322,13 @@ class Courier:
         items, child.outstanding = child.outstanding, collections.deque()
         for item in items:
             item.state = State.FILLED if child in self._workers else State.DRAWN
-        if items and blame:
-            items[0].deaths += 1
-            if items[0].deaths >= DEATHS:
-                self._settle(items[0], f"a {child.name} {how} twice ({ended})")
+        suspects = [item for item in items if item.in_hand] or list(items)[:1]
+        for item in items:
+            item.in_hand = set()
+        for item in suspects if blame else ():
+            item.deaths += 1
+            if item.deaths >= DEATHS:
+                self._settle(item, f"a {child.name} {how} twice ({ended})")
         child.failed_starts += starting
         if starting and (
             not self._ready.is_set() or child.failed_starts >= FAILED_STARTS
@@ -305,13 +340,18 @@ class Courier:
         self.restarts += 1
         self._start(child)
 
+    @staticmethod
+    def _deadline_of(item: Item) -> float:
+        """When an item is given up; who has it in hand hangs."""
+        return item.ticket.deadline + LATE_S * (item.state is State.SCORING)
+
     def _expire(self) -> None:
         """Gives up what is past its deadline; who holds it hangs, and is replaced."""
         now = time.monotonic()
         late = {
             item: f"{item.state.value} at the deadline"
             for item in self._items
-            if item.ticket.deadline <= now
+            if self._deadline_of(item) <= now
         }
         for child in self._children:
             if any(item in late for item in child.outstanding):
@@ -321,6 +361,6 @@ class Courier:
                 )
                 self._replace(child, "hung", blame=False)
             elif child.hello is None and child.deadline <= now:
-                self._replace(child, "did not get ready in time")
+                self._replace(child, "did not get ready in time (rewards.start_s)")
         for item, reason in late.items():
             self._settle(item, reason)

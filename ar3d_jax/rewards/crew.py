@@ -14,7 +14,7 @@ import numpy as np
 from ar3d_jax.config import RenderConfig, to_dict
 from ar3d_jax.errors import UserError, writing
 from ar3d_jax.rewards import wire
-from ar3d_jax.rewards.child import Child
+from ar3d_jax.rewards.child import START_S, Child
 from ar3d_jax.rewards.courier import Courier
 from ar3d_jax.rewards.ticket import Item, MeshFile, Ticket
 
@@ -38,11 +38,14 @@ class Crew:
         sidecar_config: dict[str, Any] | None,
         deadline_s: float,
         log_dir: pathlib.Path | str,
+        *,
+        start_s: float = START_S,
     ) -> None:
         """Takes the ring's memory; entering the block starts the processes.
 
-        Without a `sidecar_config`, objects are drawn only. The processes write
-        `render.log` and `sidecar.log` in `log_dir`.
+        Without a `sidecar_config`, objects are drawn only; with one, the sidecar has
+        `start_s` seconds to get ready. The processes write `render.log` and
+        `sidecar.log` in `log_dir`.
 
         Raises:
             UserError: not enough memory for the ring; `log_dir` cannot be written.
@@ -61,7 +64,9 @@ class Crew:
         sidecar = None
         if sidecar_config is not None:
             module, log = self.sidecar_module, logs / "sidecar.log"
-            sidecar = Child("sidecar", module, sidecar_config, self._ring, log)
+            sidecar = Child(
+                "sidecar", module, sidecar_config, self._ring, log, start_s=start_s
+            )
         self._courier = Courier(self._ring, list(self._children), sidecar)
         self._children += [sidecar] if sidecar else []
 

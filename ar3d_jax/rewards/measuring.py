@@ -84,7 +84,7 @@ class Measurements(Ticket):
         points = ring.points[item.slot, : ring.point_count[item.slot]]
         self.measured[item.index].points = points.copy()
 
-    def keep_answer(self, item: Item, ring: wire.Ring, message: dict[str, Any]) -> None:
+    def keep_answer(self, item: Item, ring: wire.Ring, message: dict[str, Any]) -> bool:
         """Vectors or a reason per set."""
         own, views = self.measured[item.index], ring.layout.views
         windows = feature_sets.split(ring.vectors[item.slot], self.asked, views)
@@ -96,6 +96,7 @@ class Measurements(Ticket):
             if len(text):
                 own.texts[name] = text.copy()
         own.truncated = tuple(message["truncated"])
+        return True
 
     def fail(self, item: Item, reason: str) -> None:
         """The object failed, or, if it was drawn, all sets."""

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import pathlib
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Ticket(abc.ABC):
         deadline: In `time.monotonic` seconds.
         views: uint8 [N, V, H, W, 3], or None where nobody asked to keep them.
         draw_s: Seconds that workers spent on its objects, all together.
-        score_s: Seconds that the sidecar spent on them.
+        answer_s: Seconds between the sidecar's requests and its answers, together.
         unsettled: Objects that are still on their way.
         done: Set when there are none, or when there will be no more answers.
     """
@@ -49,7 +50,7 @@ class Ticket(abc.ABC):
     ) -> None:
         """A ticket for `count` objects; `views` is filled with their pictures."""
         self.asked, self.deadline, self.views = asked, deadline, views
-        self.draw_s = self.score_s = 0.0
+        self.draw_s = self.answer_s = 0.0
         self.unsettled = count
         self.done = threading.Event()
         if not count:
@@ -67,8 +68,8 @@ class Ticket(abc.ABC):
     @abc.abstractmethod
     def keep_answer(
         self, item: "Item", ring: wire.Ring, message: dict[str, Any]
-    ) -> None:
-        """Copies what the sidecar answered, in its message and in the slot."""
+    ) -> bool:
+        """Copies what the sidecar answered; False: more answers follow."""
 
     def fail(self, item: "Item", reason: str) -> None:
         """Writes down that no answer will come; white views, unless it was drawn."""
@@ -82,6 +83,7 @@ class Scores(Ticket):
     Attributes:
         scores: Role -> float32 [N]; NaN until, and unless, there is a number.
         reasons: Role -> N texts: why there will be no number; None where there is one.
+        latencies: Role -> seconds from asking to answer, of those that were answered.
     """
 
     def __init__(
@@ -94,27 +96,43 @@ class Scores(Ticket):
         super().__init__(asked, count, deadline, views)
         self.scores = {role: np.full(count, np.nan, np.float32) for role in asked}
         self.reasons: dict[str, list[str | None]] = {r: [None] * count for r in asked}
+        self.latencies: dict[str, list[float]] = {role: [] for role in asked}
+
+    def _open(self, item: "Item") -> list[str]:
+        """Roles that have no answer yet."""
+        i = item.index
+        return [
+            role
+            for role in self.asked
+            if np.isnan(self.scores[role][i]) and self.reasons[role][i] is None
+        ]
 
     def question(self, item: "Item") -> dict[str, Any]:
-        """See `wire.py`."""
-        request = {"score": item.slot, "sequence": item.sequence}
-        return request | {"prompt": item.prompt, "roles": self.asked}
+        """See `wire.py`; of an item that was asked before, what was not answered."""
+        return {
+            "score": item.slot,
+            "sequence": item.sequence,
+            "prompt": item.prompt,
+            "roles": self._open(item),
+            "patience": max(0.0, self.deadline - time.monotonic()),
+        }
 
     def keep_answer(
         self, item: "Item", ring: wire.Ring, message: dict[str, Any]
-    ) -> None:
-        """A number or a reason per role."""
-        for role in self.asked:
-            value, reason = message["scores"][role]
+    ) -> bool:
+        """A number or a reason per role; one scorer's roles come together."""
+        for role, (value, reason) in message["scores"].items():
+            self.latencies[role].append(message["seconds"])
             if value is None:
-                self.reasons[role][item.index] = reason
+                self.reasons[role][item.index] = reason or "the scorer gave no reason"
             else:
                 self.scores[role][item.index] = value
+        return not self._open(item)
 
     def fail(self, item: "Item", reason: str) -> None:
-        """All roles are missing for that reason."""
+        """The roles without an answer are missing for that reason."""
         super().fail(item, reason)
-        for role in self.asked:
+        for role in self._open(item):
             self.reasons[role][item.index] = reason
 
 
@@ -138,7 +156,8 @@ class Item:
         state: Where it is.
         slot: In the ring, from `FILLED` on.
         sequence: The number of that filling.
-        deaths: Children that died while they were working on it.
+        in_hand: Roles that the sidecar's process is scoring it for just now.
+        deaths: Children that died while they may have been working on it.
     """
 
     ticket: Ticket
@@ -148,6 +167,7 @@ class Item:
     state: State = State.WAITING
     slot: int = -1
     sequence: int = -1
+    in_hand: set[str] = dataclasses.field(default_factory=set)
     deaths: int = 0
 
     @property

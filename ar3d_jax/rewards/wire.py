@@ -32,6 +32,7 @@ Slot i starts at 4096 + i * slot_bytes; slot_bytes and offsets are multiples of 
 | 64        | f32[R,R,R]   | logits of the object                     | trainer       |
 | then      | u8[V,H,W,3]  | views, first row on top                  | worker        |
 | then      | f32[n,3]     | points on the surface                    | worker        |
+| then      | u8[n,3]      | their colours, sRGB                      | worker        |
 | then      | f32[K]       | vectors, as `feature_sets.py` lays them  | sidecar       |
 
 Scoring has K = 0. Measuring has R = 0: its objects are files of meshes, which the
@@ -49,7 +50,7 @@ A slot's life; only the trainer knows and changes the state, the others act when
 In `drawing` the slot belongs to one worker, in `scoring` to the sidecar, otherwise to
 the trainer; a slot is taken back only from a process that answered or is dead.
 
-Messages, one JSON object per line, answered in the order in which they were sent:
+Messages, one JSON object per line:
 
 | message                                                                    | from    |
 |----------------------------------------------------------------------------|---------|
@@ -57,13 +58,20 @@ Messages, one JSON object per line, answered in the order in which they were sen
 | {hello: {version, pid, imported: [...]}} or {failed: "one line"}           | child   |
 | {draw: slot, sequence}; of a file, also mesh: path and up: y or z          | trainer |
 | {drawn: slot, sequence, seconds, error: null or "why"}                     | worker  |
-| {score: slot, sequence, prompt, roles: [...]}                              | trainer |
+| {about: {scorer: {roles, model, revision, place}}}, once, after hello      | sidecar |
+| {score: slot, sequence, prompt, roles: [...], patience}                    | trainer |
+| {begun: slot, sequence, roles: [...]}                                      | sidecar |
 | {scored: slot, sequence, seconds, scores: {role: [number or null, why]}}   | sidecar |
+| {counters: {scorer/kind: number}}, so far, beside some of these            | sidecar |
 | {measure: slot, sequence, caption, sets: [...]}                            | trainer |
 | {measured: slot, sequence, seconds, reasons: {set: why}, truncated: [set]} | sidecar |
 
-`why` is null where a set has its vectors; `truncated` lists the sets that saw only the
-beginning of the caption.
+Objects are scored side by side, and by several scorers at once: `scored` comes once per
+scorer, with its roles, in any order; after `patience` seconds, with a reason, where
+there is no score. `begun` comes before a scorer of the sidecar's own process takes an
+object in hand: if that process then dies, it may have died of the object. All other
+requests are answered in turn. `why` is null where a set has its vectors; `truncated`
+lists the sets that saw only the beginning of the caption.
 
 Covered: death of any process at any time (kill -9 included), a child that hangs or does
 not start, versions that differ, a slot whose content is not the one that was announced
@@ -85,13 +93,13 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ar3d_jax.errors import UserError
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"ar3dring"
 HEADER_BYTES = 4096
 MESSAGE_BYTES = 1 << 20  # a longer line is no message of ours
@@ -141,7 +149,8 @@ class Layout:
         """One slot, as the module's table has it."""
         logits, views = 64, 64 + _aligned(4 * self.resolution**3)
         points = views + _aligned(self.views * self.size**2 * 3)
-        vectors = points + _aligned(12 * self.points)
+        colours = points + _aligned(12 * self.points)
+        vectors = colours + _aligned(3 * self.points)
         fields = {
             "sequence": ("<u8", 0),
             "drawn": ("<u8", 8),
@@ -149,6 +158,7 @@ class Layout:
             "logits": (("<f4", (self.resolution,) * 3), logits),
             "views": (("u1", (self.views, self.size, self.size, 3)), views),
             "points": (("<f4", (self.points, 3)), points),
+            "colours": (("u1", (self.points, 3)), colours),
             "vectors": (("<f4", (self.vectors,)), vectors),
         }
         return np.dtype(
@@ -201,7 +211,7 @@ class Ring:
         self.sequence, self.drawn = slots["sequence"], slots["drawn"]
         self.point_count, self.logits = slots["point_count"], slots["logits"]
         self.views, self.points = slots["views"], slots["points"]
-        self.vectors = slots["vectors"]
+        self.colours, self.vectors = slots["colours"], slots["vectors"]
 
     @classmethod
     def create(cls, layout: Layout, available: int | None = None) -> "Ring":
@@ -354,14 +364,24 @@ def _living_with_the_trainer(socket_fd: int) -> Iterator[Channel]:
 
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
-Prepare = Callable[[dict[str, Any], Ring], contextlib.AbstractContextManager[Answer]]
+Tools = TypeVar("Tools")
+Prepare = Callable[[dict[str, Any], Ring], contextlib.AbstractContextManager[Tools]]
 
 
-def run_child(prepare: Prepare) -> None:
-    """A child's main function: start, hello, then one answer per request, in order.
+def answer_in_turn(channel: Channel, answer: Answer) -> None:
+    """One answer per request, in order, until the trainer closes its end."""
+    for request in channel:
+        channel.send(answer(request))
+
+
+def run_child(
+    prepare: Prepare[Tools], work: Callable[[Channel, Tools], None] = answer_in_turn
+) -> None:
+    """A child's main function: start, hello, then its work.
 
     `prepare` gets the start message's config and the ring; a `UserError` of it ends the
-    child with status 2 and reaches the trainer as its one line. The command line is
+    child with status 2 and reaches the trainer as its one line. What it yields goes to
+    `work`, which returns when the trainer has closed its end. The command line is
     `python -m module SOCKET_FD RING_FD`.
     """
     socket_fd, ring_fd = int(sys.argv[1]), int(sys.argv[2])
@@ -369,8 +389,7 @@ def run_child(prepare: Prepare) -> None:
         _living_with_the_trainer(socket_fd) as channel,
         contextlib.ExitStack() as stack,
     ):
-        requests = iter(channel)
-        start = next(requests, None)
+        start = next(iter(channel), None)
         if start is None:
             return
         try:
@@ -380,7 +399,7 @@ def run_child(prepare: Prepare) -> None:
                     f"wire version {version} of the trainer is not {VERSION}"
                 )
             ring = Ring.attach(ring_fd)
-            answer = stack.enter_context(prepare(start["start"]["config"], ring))
+            tools = stack.enter_context(prepare(start["start"]["config"], ring))
         except UserError as error:
             channel.send({"failed": str(error)})
             sys.exit(2)
@@ -388,5 +407,4 @@ def run_child(prepare: Prepare) -> None:
         imported = [name for name in ("jax", "torch") if name in sys.modules]
         hello = {"version": VERSION, "pid": os.getpid(), "imported": imported}
         channel.send({"hello": hello})
-        for request in requests:
-            channel.send(answer(request))
+        work(channel, tools)

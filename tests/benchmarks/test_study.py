@@ -77,7 +77,7 @@ def test_every_role_that_a_row_rewards_has_a_scorer(row, scorer):
         roles = config.rewards.roles(step)
         divisors = COARSE_DIVISORS if step == "coarse" else REFINED_DIVISORS
         assert set(roles) <= set(divisors)
-        found = scorer.score("a lamp", views, points, roles)
+        found = scorer.score_object("a lamp", views, points, roles)
         assert all(np.isfinite(found[role][0]) for role in roles)
 
 

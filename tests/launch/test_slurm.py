@@ -192,4 +192,4 @@ def test_no_sbatch_is_one_line_and_exit_2(login, tmp_path):
 def test_help_says_what_is_not_there_yet(login):
     result = login.run("slurm.sh", "--help")
     assert result.returncode == 0
-    assert "vLLM endpoints, do not exist\nyet." in result.stdout
+    assert "python -m ar3d_jax.rewards.serve" in result.stdout

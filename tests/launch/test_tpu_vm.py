@@ -312,7 +312,6 @@ def test_dry_run_prints_all_and_does_nothing(pod, verb):
         (["all", "--zone=z", "--type=v5p", "--bucket=b"], "--type=v5p: expected"),
         (["logs", "--zone=z", "--name=A"], "--name=A: expected"),
         (["run", "--zone=z", "--retries=many"], "--retries=many: expected a number"),
-        (["run", "--zone=z", "--reward-host=h"], "cannot be served from another"),
         (["setup", "--zone=z", "--hf-token-env=NONE"], "NONE is not set"),
         (["setup", "--zone=z", "--hf-token-env=a-b"], "--hf-token-env=a-b: expected"),
     ],

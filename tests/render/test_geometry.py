@@ -3,6 +3,7 @@ import pytest
 
 from ar3d_jax.codec.surface import Mesh, extract
 from ar3d_jax.render.geometry import surface_points, vertex_normals
+from ar3d_jax.render.meshes import PaintedMesh
 
 # Two triangles in the plane z = 0, one three times as large; and an unused vertex.
 FLAT = Mesh(
@@ -25,7 +26,7 @@ def test_normals_of_a_ball_point_outwards():
 
 
 def test_points_are_spread_by_area():
-    points = surface_points(FLAT, 8000, seed=0)
+    points, _ = surface_points(FLAT, 8000, seed=0)
     assert points.shape == (8000, 3)
     assert (points[:, 2] == 0).all()
     x, y = points[:, 0], points[:, 1]
@@ -39,9 +40,38 @@ def test_points_are_spread_by_area():
 
 
 def test_points_depend_on_the_seed_alone():
-    first = surface_points(FLAT, 10, seed=5)
-    np.testing.assert_array_equal(first, surface_points(FLAT, 10, seed=5))
-    assert (first != surface_points(FLAT, 10, seed=6)).any()
+    first, _ = surface_points(FLAT, 10, seed=5)
+    np.testing.assert_array_equal(first, surface_points(FLAT, 10, seed=5)[0])
+    assert (first != surface_points(FLAT, 10, seed=6)[0]).any()
+
+
+def test_points_without_colours_are_neutral():
+    _, colours = surface_points(FLAT, 7, seed=0)
+    assert (colours == 102).all()  # 0.4 of 255
+    assert colours.shape == (7, 3)
+
+
+def test_points_have_the_colours_of_their_places():
+    # Two triangles of a square: the left column of the texture is red, the right blue;
+    # the vertices are half as bright. A third one, far off, has no texture.
+    corners = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    vertices = np.float32([*corners, [5, 0, 0], [6, 0, 0], [5, 1, 0]])
+    faces = np.int32([[0, 1, 2], [0, 2, 3], [4, 5, 6]])
+    shades = np.uint8([[128] * 3] * 4 + [[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+    uv = np.float32([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0], [0, 0], [0, 0]]) * 0.999
+    texture = np.uint8([[[255, 0, 0], [0, 0, 255]]] * 2)
+    mesh = PaintedMesh(vertices, faces, shades, uv, textures=((2, texture), (1, None)))
+    points, colours = surface_points(mesh, 500, seed=1)
+    square, left = points[:, 0] < 2, points[:, 0] < 0.5
+    assert (colours[square & left] == [128, 0, 0]).all()
+    assert (colours[square & ~left] == [0, 0, 128]).all()
+    # In the third the colour is the weight of each corner.
+    weights = np.stack(
+        [6 - points[:, 0] - points[:, 1], points[:, 0] - 5, points[:, 1]]
+    )
+    np.testing.assert_allclose(
+        colours[~square] / 255, weights.T[~square], atol=0.5 / 255 + 1e-6
+    )
 
 
 def test_nothing_to_put_points_on():

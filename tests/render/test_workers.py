@@ -81,8 +81,8 @@ def test_logits_are_drawn_as_ever(draw, ring):
     ring.logits[0] = np.random.default_rng(0).normal(size=(8, 8, 8))
     assert draw({"draw": 0, "sequence": 7})["error"] is None
     views = np.zeros_like(ring.views[0])
-    points = np.zeros_like(ring.points[0])
+    points, colours = np.zeros_like(ring.points[0]), np.zeros_like(ring.colours[0])
     with Renderer(CONFIG) as renderer:
-        workers.draw_object(renderer, ring.logits[0], views, points)
+        workers.draw_object(renderer, ring.logits[0], views, points, colours)
     np.testing.assert_array_equal(ring.views[0], views)
     np.testing.assert_array_equal(ring.points[0], points)

@@ -36,7 +36,21 @@ def kill_oneself(name):
 
 
 class ObedientScorer:
-    def score(self, prompt, views, points, roles):
+    about = scorers.About("obedient", "1", "here")
+    batch = 1
+
+    def wake(self):
+        pass
+
+    def rest(self):
+        pass
+
+    def score(self, subjects):
+        return [
+            self.score_object(s.prompt, s.views, s.points, s.roles) for s in subjects
+        ]
+
+    def score_object(self, prompt, views, points, roles):
         match prompt.split():
             case ["raise"]:
                 raise ValueError("as I was told")

@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import pytest
 
-from ar3d_jax.config import (
+from ar3d_jax.config import RenderConfig
+from ar3d_jax.config_rewards import (
     CoarseWeights,
     RefinedWeights,
-    RenderConfig,
     RewardsConfig,
     WeightsConfig,
 )
@@ -362,9 +362,9 @@ def test_a_child_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION - 1)
     worker = scoring._children[0]
     hello = {"hello": {"version": 5, "pid": 1, "imported": []}}
-    with pytest.raises(UserError, match="version 5 of the wire, the trainer 2"):
+    with pytest.raises(UserError, match="version 5 of the wire, the trainer 3"):
         scoring._courier._understand(worker, hello)
-    with pytest.raises(UserError, match="holds b'ar3dring' version 3"), scoring:
+    with pytest.raises(UserError, match="holds b'ar3dring' version 4"), scoring:
         pass
 
 
@@ -413,9 +413,10 @@ def test_pictures_have_the_same_bits_in_any_worker_and_after_its_death(tmp_path)
     with Renderer(RENDER) as renderer:
         views = np.empty((8, 6, 32, 32, 3), np.uint8)
         points = np.empty((8, 8, 3), np.float32)
+        colours = np.empty((8, 8, 3), np.uint8)
         counts = [
             draw_object(renderer, *rows)
-            for rows in zip(grids, views, points, strict=True)
+            for rows in zip(grids, views, points, colours, strict=True)
         ]
     assert counts == [8, 8, 8, 8, 8, 8, 0, 8]
     with DrawnScoring(RENDER, REWARDS, SIDE, 6, tmp_path / "logs") as scoring:

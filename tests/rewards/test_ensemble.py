@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from ar3d_jax.config import (
+from ar3d_jax.config import to_dict
+from ar3d_jax.config_rewards import (
     COARSE_ROLES,
     REFINED_ROLES,
     TABLE_ROLES,
     WeightsConfig,
-    to_dict,
 )
 from ar3d_jax.rewards.ensemble import (
     COARSE_DIVISORS,

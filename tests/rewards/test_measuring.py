@@ -75,7 +75,7 @@ def test_vectors_are_by_set_and_in_order(tmp_path, undisturbed):
         backwards = measuring.collect(second)
         forwards = measuring.collect(first)
         assert first.draw_s >= 4.0
-        assert first.score_s > 0
+        assert first.answer_s > 0
     for index, own in enumerate(forwards):
         assert_same(own, undisturbed[index])
         assert_same(backwards[7 - index], undisturbed[index])

@@ -3,6 +3,9 @@ import mmap
 import os
 import socket
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,12 +25,12 @@ def ring():
 
 def test_bytes_lie_where_the_table_says(ring):
     # Logits 4 * 4^3 = 256 bytes; views 2 * 5 * 5 * 3 = 150, padded to 192; points 72,
-    # padded to 128; vectors 80, padded to 128.
-    slot_bytes = 64 + 256 + 192 + 128 + 128
+    # padded to 128; colours 18, padded to 64; vectors 80, padded to 128.
+    slot_bytes = 64 + 256 + 192 + 128 + 64 + 128
     assert LAYOUT.nbytes == 4096 + 3 * slot_bytes
     ring.sequence[2], ring.drawn[2], ring.point_count[2] = 7, 8, 6
     ring.logits[2], ring.views[2], ring.points[2] = 1.5, 9, -2.5
-    ring.vectors[2] = 3.5
+    ring.colours[2], ring.vectors[2] = 200, 3.5
     with mmap.mmap(ring.fd, LAYOUT.nbytes) as memory:
         header = struct.unpack_from("<8s7I", memory, 0)
         assert header == (b"ar3dring", wire.VERSION, 3, 4, 2, 5, 6, 20)
@@ -36,13 +39,14 @@ def test_bytes_lie_where_the_table_says(ring):
     assert struct.unpack_from("<64f", slot, 64) == (1.5,) * 64
     assert slot[64 + 256 :][:150] == bytes([9] * 150)
     assert struct.unpack_from("<18f", slot, 64 + 256 + 192) == (-2.5,) * 18
-    assert struct.unpack_from("<20f", slot, 64 + 256 + 192 + 128) == (3.5,) * 20
+    assert slot[64 + 256 + 192 + 128 :][:18] == bytes([200] * 18)
+    assert struct.unpack_from("<20f", slot, 64 + 256 + 192 + 128 + 64) == (3.5,) * 20
 
 
 def test_a_ring_of_mesh_files_has_no_room_for_logits():
     layout = wire.Layout(slots=2, resolution=0, views=1, size=16, points=2)
     ring = wire.Ring.create(layout)
-    assert layout.nbytes == 4096 + 2 * (64 + 16 * 16 * 3 + 64)
+    assert layout.nbytes == 4096 + 2 * (64 + 16 * 16 * 3 + 64 + 64)
     ring.points[1] = 2.0
     assert (wire.Ring.attach(ring.fd).points[1] == 2.0).all()
     ring.close()
@@ -61,6 +65,35 @@ def test_a_ring_has_no_name_and_cannot_shrink(ring):
     assert "memfd" in os.readlink(f"/proc/self/fd/{ring.fd}")
     with pytest.raises(PermissionError):
         os.ftruncate(ring.fd, 4096)
+
+
+IN_A_CONTAINER = """
+import os
+from ar3d_jax.rewards import wire
+
+ring = wire.Ring.create(wire.Layout(90, 8, 6, 360, 8))
+for slot in range(90):
+    ring.views[slot] = slot
+free = os.statvfs("/dev/shm")
+print(free.f_blocks * free.f_frsize, ring.views.nbytes, int(ring.views[89].min()))
+"""
+
+
+def test_the_size_of_dev_shm_does_not_bound_a_ring():
+    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+    inside = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small /dev/shm")
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", IN_A_CONTAINER],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    size, written, last = map(int, done.stdout.split())
+    assert (size, last) == (64 << 20, 89)
+    assert written > 200 << 20
 
 
 def test_too_little_memory_is_one_line():
@@ -88,7 +121,10 @@ def test_available_memory_is_the_machines_or_the_containers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (struct.pack("<8sI", b"ar3dring", wire.VERSION + 1), "version 3, expected"),
+        (
+            struct.pack("<8sI", b"ar3dring", wire.VERSION + 1),
+            f"version {wire.VERSION + 1}, expected",
+        ),
         (b"something", "same ar3d_jax"),
         (struct.pack("<8s6I", b"ar3dring", wire.VERSION, 9, 9, 9, 9, 9), "has 4096 b"),
     ],

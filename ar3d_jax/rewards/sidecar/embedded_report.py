@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
+from ar3d_jax.config_rewards import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.data.catalog import Catalog
 from ar3d_jax.rewards.sidecar import pictures
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks
@@ -78,7 +78,7 @@ def score_all(
         points = drawn.points[row].astype(np.float32)
         points = points if np.ptp(points) > 0 else points[:0]  # nothing was drawn
         started = time.perf_counter()
-        answer = scorer.score(text, views, points, ROLES)
+        answer = scorer.score_object(text, views, points, ROLES)
         seconds.append(time.perf_counter() - started)
         scores.append([answer[role][0] for role in ROLES])
     means = np.mean(scores, axis=0)

@@ -120,7 +120,8 @@ def _draw(shape: Shape) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     config = _renderer().config
     views = np.empty((config.views, config.size, config.size, 3), np.uint8)
     points = np.empty((POINTS, 3), np.float32)
-    draw_object(_renderer(), logits, views, points)
+    colours = np.empty((POINTS, 3), np.uint8)
+    draw_object(_renderer(), logits, views, points, colours)
     small = config.size // SMALLER
     grey = views[..., 0].reshape(config.views, small, SMALLER, small, SMALLER)
     return (

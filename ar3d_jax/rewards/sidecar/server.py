@@ -1,118 +1,101 @@
 """The sidecar's loop: views and points of a slot in, scores out.
 
-It knows which scorer fills which role and what a failure looks like, but nothing of
-models: those are in `scorers/`. The slots and the messages are in `rewards/wire.py`;
-`rewards/courier.py` starts and replaces this process.
+It knows slots and messages, which are in `rewards/wire.py`, and asks `panel.py`, which
+knows scorers. `rewards/courier.py` starts and replaces this process.
 """
 
+import asyncio
 import contextlib
-import math
 import os
 import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, UInt8
-
-from ar3d_jax.config import RewardsConfig, from_config_dict, to_dict
-from ar3d_jax.errors import UserError
+from ar3d_jax.config import RewardsConfig, from_config_dict
 from ar3d_jax.rewards import wire
-from ar3d_jax.rewards.sidecar import scorers
-
-# On the wire NaN, which JSON has not, is null.
-JsonVerdict = tuple[float | None, str | None]
-# Each scorer that is loaded, with the roles it fills.
-Panel = list[tuple[scorers.Scorer, tuple[str, ...]]]
-
-
-def score_object(
-    panel: Panel,
-    prompt: str,
-    views: UInt8[np.ndarray, "V H W 3"],
-    points: Float[np.ndarray, "n 3"],
-    roles: tuple[str, ...],
-) -> dict[str, JsonVerdict]:
-    """Role -> [number, null] or [null, why], from one call per scorer.
-
-    A failure stays inside its scorer: the other roles keep their numbers.
-    """
-    verdicts: dict[str, JsonVerdict] = {}
-    for scorer, fills in panel:
-        own = tuple(role for role in roles if role in fills)
-        try:
-            answer = scorer.score(prompt, views, points, own) if own else {}
-            verdicts |= {role: _checked(answer, role) for role in own}
-        except Exception as error:
-            traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
-            verdicts |= {role: (None, reason) for role in own}
-    return verdicts
-
-
-def _checked(answer: Mapping[str, scorers.Verdict], role: str) -> JsonVerdict:
-    if role not in answer:
-        return None, "the scorer gave no answer for this role"
-    value, reason = answer[role]
-    if math.isfinite(value):
-        return float(value), None
-    return None, reason or f"the scorer answered {value}"
-
-
-def _load(config: RewardsConfig) -> Panel:
-    """The scorers of all roles that have a weight, and the judge where it is wanted."""
-    roles = dict.fromkeys(config.roles("coarse") + config.roles("refined"))
-    fills: dict[str, list[str]] = {}
-    for role in roles:
-        fills.setdefault(getattr(config.scorers, role), []).append(role)
-    fills |= {role: [role] for role in config.roles("judge")}
-    try:
-        return [
-            (scorers.load(name, to_dict(config)), tuple(own))
-            for name, own in fills.items()
-        ]
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UserError(
-            "the scorers need PyTorch, which is not installed: pip install torch"
-        ) from error
+from ar3d_jax.rewards.sidecar.panel import JsonVerdicts, Panel
+from ar3d_jax.rewards.sidecar.scorers import Subject
 
 
 @contextlib.contextmanager
-def _prepare(values: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
+def _prepare(
+    values: dict[str, Any], ring: wire.Ring
+) -> Iterator[tuple[Panel, wire.Ring]]:
     config = from_config_dict(values, RewardsConfig)
     # torch reads this once, when a scorer imports it.
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
-    panel = _load(config)
+    yield Panel(config), ring
 
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        slot, sequence = request["score"], request["sequence"]
-        roles, started = tuple(request["roles"]), time.perf_counter()
-        if ring.drawn[slot] == sequence:
-            points = ring.points[slot, : ring.point_count[slot]]
-            scores = score_object(
-                panel, request["prompt"], ring.views[slot], points, roles
-            )
-        else:
-            reason = f"slot {slot} holds another object than announced"
-            scores = dict.fromkeys(roles, (None, reason))
-        seconds = time.perf_counter() - started
-        return {
-            "scored": slot,
-            "sequence": sequence,
-            "seconds": seconds,
-            "scores": scores,
-        }
 
+async def _serve(channel: wire.Channel, panel: Panel, ring: wire.Ring) -> None:
+    """Answers requests, any number side by side, until the trainer closes its end."""
+    loop = asyncio.get_running_loop()
+    closed: asyncio.Future[None] = loop.create_future()
+    under_way: set[asyncio.Task[None]] = set()
+
+    def listen() -> None:
+        messages = channel.receive()
+        if messages is None:
+            loop.remove_reader(channel)
+            closed.set_result(None)
+            return
+        for request in messages:
+            task = asyncio.create_task(_score(request, channel, panel, ring))
+            under_way.add(task)
+            task.add_done_callback(finish)
+
+    def finish(task: asyncio.Task[None]) -> None:
+        under_way.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error and not closed.done():
+            closed.set_exception(error)  # a bug, or a trainer that is gone
+
+    channel.send({"about": panel.about})
+    loop.add_reader(channel, listen)
     try:
-        yield answer
+        await closed
     finally:
-        for scorer, _ in panel:
-            scorer.close()
+        for task in under_way:
+            task.cancel()
+        await panel.close()
+
+
+async def _score(
+    request: dict[str, Any], channel: wire.Channel, panel: Panel, ring: wire.Ring
+) -> None:
+    """Has one object scored, and sends what comes, scorer by scorer."""
+    slot, sequence = request["score"], request["sequence"]
+    started = time.monotonic()
+
+    def tell(scores: JsonVerdicts) -> None:
+        seconds = time.monotonic() - started
+        answer = {"scored": slot, "sequence": sequence, "seconds": seconds}
+        if counters := panel.counters:
+            channel.put({"counters": counters})
+        channel.send(answer | {"scores": scores})
+
+    def begin(roles: tuple[str, ...]) -> None:
+        channel.send({"begun": slot, "sequence": sequence, "roles": roles})
+
+    if ring.drawn[slot] != sequence:
+        reason = f"slot {slot} holds another object than announced"
+        tell(dict.fromkeys(request["roles"], (None, reason)))
+        return
+    count = ring.point_count[slot]
+    subject = Subject(
+        request["prompt"],
+        ring.views[slot],
+        ring.points[slot, :count],
+        ring.colours[slot, :count],
+        tuple(request["roles"]),
+    )
+    await panel.judge(subject, started + request["patience"], tell, begin)
+
+
+def _work(channel: wire.Channel, tools: tuple[Panel, wire.Ring]) -> None:
+    asyncio.run(_serve(channel, *tools))
 
 
 def main() -> None:
     """Serves the trainer that started this process, until that closes or dies."""
-    wire.run_child(_prepare)
+    wire.run_child(_prepare, _work)

@@ -6,7 +6,6 @@ The trainer has no torch and runs this once. Only tensors are read (`weights_onl
 nothing that a pickle could call is called.
 """
 
-import pickle
 import sys
 
 import safetensors.torch
@@ -18,7 +17,7 @@ def main(source: str, target: str) -> int:
     try:
         state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of pickle's, of zip's, of torch's: many kinds
         first = (str(error).splitlines() or [type(error).__name__])[0]
         print(first[:200], file=sys.stderr)
         return 2

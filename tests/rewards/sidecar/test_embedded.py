@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ar3d_jax.config import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
+from ar3d_jax.config_rewards import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import train_embedded
 from ar3d_jax.rewards.sidecar.scorers import embedded, networks, parts
@@ -84,7 +84,7 @@ def test_class_in_a_prompt(prompt, kind):
 
 def test_all_roles_are_in_their_ranges(scorer):
     for seed in range(3):
-        scores = scorer.score("a table", *things(seed), ROLES)
+        scores = scorer.score_object("a table", *things(seed), ROLES)
         assert scores.keys() == set(ROLES)
         for role, (value, reason) in scores.items():
             low, high = RANGES[role]
@@ -93,14 +93,18 @@ def test_all_roles_are_in_their_ranges(scorer):
 
 
 def test_only_what_is_asked_is_answered_and_the_same_each_time(scorer):
-    together = scorer.score("a lamp", *things(), ROLES)
+    together = scorer.score_object("a lamp", *things(), ROLES)
     for role in ROLES:
-        assert scorer.score("a lamp", *things(), (role,)) == {role: together[role]}
+        assert scorer.score_object("a lamp", *things(), (role,)) == {
+            role: together[role]
+        }
 
 
 def test_what_table_1_alone_rewards(scorer):
     """The mean match of all views; and shapes without their subject, with parts."""
-    found = {r: v for r, (v, _) in scorer.score("a lamp", *things(), ROLES).items()}
+    found = {
+        r: v for r, (v, _) in scorer.score_object("a lamp", *things(), ROLES).items()
+    }
     subject = (found["align_lmm"] - 1) / 4
     assert found["align_lmm"] < found["alignment"]  # the mean, not the best view
     assert found["consistency_shape"] == pytest.approx(
@@ -110,14 +114,14 @@ def test_what_table_1_alone_rewards(scorer):
 
 def test_an_empty_object_is_scored(scorer):
     views = np.full((6, 224, 224, 3), 255, np.uint8)
-    scores = scorer.score("a lamp", views, np.zeros((0, 3), np.float32), ROLES)
+    scores = scorer.score_object("a lamp", views, np.zeros((0, 3), np.float32), ROLES)
     assert scores["category"] == (0.0, None)
     assert scores["parts"] == (0.0, None)
     assert all(np.isfinite(value) for value, _ in scores.values())
 
 
 def test_a_prompt_without_a_known_noun_takes_the_nearest_caption(scorer):
-    for role, (value, _) in scorer.score("???", *things(), ROLES).items():
+    for role, (value, _) in scorer.score_object("???", *things(), ROLES).items():
         assert np.isfinite(value), role
 
 
@@ -162,8 +166,10 @@ def test_the_shipped_scorers_prefer_a_table_to_a_blob_for_a_table():
     blob = (0.4 * blob / np.linalg.norm(blob, axis=1, keepdims=True)).astype(np.float32)
     views, _ = things()
     wanted = ("category", "parts")
-    of_table = scorer.score("a table with top and four legs", views, table, wanted)
-    of_blob = scorer.score("a table with top and four legs", views, blob, wanted)
+    of_table = scorer.score_object(
+        "a table with top and four legs", views, table, wanted
+    )
+    of_blob = scorer.score_object("a table with top and four legs", views, blob, wanted)
     assert of_table["category"] == (1.0, None)
     assert of_blob["category"] == (0.0, None)
     assert of_table["parts"][0] > of_blob["parts"][0] + 0.5

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ar3d_jax.config import RewardsConfig, to_dict
+from ar3d_jax.config import RewardsConfig
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import judge
-from ar3d_jax.rewards.sidecar.scorers import embedded, networks
+from ar3d_jax.rewards.sidecar.scorers import Subject, embedded, networks
 from ar3d_jax.rewards.sidecar.scorers import judge as scorer
 
 WHITE = np.full((6, 224, 224, 3), 255, np.uint8)
+
+POINTS, COLOURS = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +97,20 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
 
 
 def test_the_score_is_the_mean_cosine_in_hundredths(shipped):
-    loaded = scorer.load(to_dict(RewardsConfig()))
-    pictures, points = views(), np.zeros((0, 3), np.float32)
-    (score,) = loaded.score("a chair", pictures, points, ("judge",)).values()
+    loaded, pictures = scorer.load(RewardsConfig()), views()
+    subject = Subject("a chair", pictures, POINTS, COLOURS, ("judge",))
+    (found,) = loaded.score([subject])
+    (score,) = found.values()
     cosines = shipped.embed_views(pictures) @ shipped.embed_text("a chair")
     assert score == (pytest.approx(100 * cosines.mean(), abs=1e-3), None)
-    assert score == loaded.score("a chair", pictures, points, ("judge",))["judge"]
+    assert loaded.score([subject] * 2) == [{"judge": score}] * 2
 
 
 def test_an_empty_object_is_a_bad_one(shipped):
     """It gets what white pictures give, far below what an object gets."""
-    loaded = scorer.load(to_dict(RewardsConfig()))
-    points = np.zeros((0, 3), np.float32)
-    value, reason = loaded.score("a chair", WHITE, points, ("judge",))["judge"]
+    loaded = scorer.load(RewardsConfig())
+    subject = Subject("a chair", WHITE, POINTS, COLOURS, ("judge",))
+    ((value, reason),) = loaded.score([subject])[0].values()
     assert reason is None
     assert value < shipped.report["clip_score"]["right"] / 2
 

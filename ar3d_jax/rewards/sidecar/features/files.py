@@ -4,12 +4,10 @@ Nothing that a pickle could call is called: torch files are read as tensors only
 """
 
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import safetensors
 import safetensors.torch
 import torch
 import transformers
@@ -18,11 +16,10 @@ from torch import Tensor, nn
 from ar3d_jax.errors import UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a published folder
+_NAMED = 3  # of the tensors that do not fit, so many of each kind are named
 
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
-    *(pickle.UnpicklingError, safetensors.SafetensorError),
-)
+# By name: what a tensor has, and what it should have; a size may be known as a letter.
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int | str, ...]]]
 
 
 def refuse(field: str, path: Path, problem: str, expected: str) -> NoReturn:
@@ -37,14 +34,35 @@ def refuse(field: str, path: Path, problem: str, expected: str) -> NoReturn:
     )
 
 
+def misfits(
+    missing: Iterable[str], misshapen: Shapes, extra: Iterable[str] = ()
+) -> str:
+    """Which tensors of a file do not fit, in words; nothing where all do.
+
+    As in "lacks a, b, c and 2 more; has d of shape (1,), not (2,); has besides e".
+    """
+    shapes = [f"{name} of shape {a}, not {b}" for name, (a, b) in misshapen.items()]
+    kinds = {"lacks": list(missing), "has": shapes, "has besides": list(extra)}
+    return "; ".join(f"{verb} {_some(names)}" for verb, names in kinds.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def first_line(error: Exception) -> str:
     """What an exception says, in one line that is not too long."""
     said = (str(error).strip().splitlines() or [""])[0][:160]
     return f"{type(error).__name__}: {said}"
 
 
-def read_tensors(path: Path, field: str, expected: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors or torch file.
+def read_tensors(
+    path: Path, field: str, expected: str, *, key: str | None = None, mmap: bool = False
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors or torch file, or of a torch file's entry `key`.
+
+    With `mmap` those of a torch file stay on the disk until they are used.
 
     Raises:
         UserError: it is missing or broken, or holds something else.
@@ -54,14 +72,21 @@ def read_tensors(path: Path, field: str, expected: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # of pickle's, of zip's, of torch's: many kinds
         refuse(field, path, f"cannot be read ({first_line(error)})", expected)
+    where = ""
+    if key is not None:
+        if not isinstance(state, dict) or key not in state:
+            refuse(field, path, f"has no {key}", expected)
+        state, where = state[key], f" under {key}"
     tensors = isinstance(state, dict) and all(
-        isinstance(tensor, Tensor) for tensor in state.values()
+        isinstance(name, str) and isinstance(tensor, Tensor)
+        for name, tensor in state.items()
     )
     if not tensors:
-        refuse(field, path, "holds something else than named tensors", expected)
+        problem = f"holds something else than named tensors{where}"
+        refuse(field, path, problem, expected)
     return state
 
 
@@ -121,8 +146,12 @@ def build(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    shapes = {name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]}
-    _check(sorted(found["missing_keys"]), shapes, path, field, expected)
+    # Sets: in order, so that the same file gives the same line.
+    misshapen = sorted(found["mismatched_keys"])
+    shapes: Shapes = {name: (tuple(a), tuple(b)) for name, a, b in misshapen}
+    problem = misfits(sorted(found["missing_keys"]), shapes)
+    if problem:
+        refuse(field, path, problem, expected)
     return built.eval()
 
 
@@ -138,30 +167,39 @@ def fill(
     Raises:
         UserError: a tensor is missing or has another shape.
     """
-    # BatchNorm counts what it was trained on, which plays no part here.
-    wanted = {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if tensor.dtype.is_floating_point
-    }
-    missing = [name for name in wanted if name not in tensors]
-    shapes = {
+    wanted = numbers_of(module)
+    compare(wanted, tensors, path, field, expected)
+    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+
+
+def numbers_of(module: nn.Module) -> dict[str, Tensor]:
+    """The module's tensors by name, but for those that play no part here.
+
+    BatchNorm counts what it was trained on, in integers.
+    """
+    state = module.state_dict()
+    return {name: t for name, t in state.items() if t.is_floating_point()}
+
+
+def compare(
+    wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    field: str,
+    expected: str,
+    *,
+    extra: Iterable[str] = (),
+) -> None:
+    """Makes sure that `tensors` have all the `wanted` ones, in their shapes.
+
+    Raises:
+        UserError: they have not, or there are `extra` ones.
+    """
+    shapes: Shapes = {
         name: (tuple(tensors[name].shape), tuple(tensor.shape))
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     }
-    _check(missing, shapes, path, field, expected)
-    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
-
-
-def _check(
-    missing: list[str],
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
-    path: Path,
-    field: str,
-    expected: str,
-) -> None:
-    if missing:
-        refuse(field, path, f"lacks {missing[0]} ({len(missing)} tensors)", expected)
-    for name, (found, wanted) in shapes.items():
-        refuse(field, path, f"has {name} of shape {found}, not {wanted}", expected)
+    problem = misfits((name for name in wanted if name not in tensors), shapes, extra)
+    if problem:
+        refuse(field, path, problem, expected)

@@ -30,6 +30,7 @@ checks in `parts.py`, the training in `rewards/sidecar/train_embedded.py`.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -43,15 +44,21 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ar3d_jax.config import RewardsConfig
 from ar3d_jax.errors import UserError
-from ar3d_jax.rewards.sidecar.scorers import networks, parts
+from ar3d_jax.rewards.sidecar import devices
+from ar3d_jax.rewards.sidecar.scorers import (
+    About,
+    Subject,
+    Verdicts,
+    networks,
+    parts,
+)
 
 WEIGHTS = Path(__file__).parents[3] / "assets" / "tiny" / "scorers.safetensors"
 SHARPNESS = 15.0  # of cosines in softmaxes, fixed: it spreads cosines well over -1 to 1
 TOP = 3  # a class counts as recognised among the TOP most probable ...
 SURE = 0.2  # ... if it is at least this probable, or if it is the most probable
-
-Verdict = tuple[float, str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +106,14 @@ def class_in(prompt: str, words: Mapping[str, str]) -> str | None:
 
 
 class EmbeddedScorer:
-    """The networks and tables of one weights file, ready to score."""
+    """The networks and tables of one weights file, ready to score.
+
+    Attributes:
+        about: Which file.
+        facts: What it knows besides numbers.
+    """
+
+    batch = 1  # the same bits, whatever else is scored
 
     def __init__(self, path: Path) -> None:
         """Reads `path` and, beside it, the facts in `path` with the ending .json.
@@ -109,6 +123,8 @@ class EmbeddedScorer:
         """
         self.facts = _read_facts(path.with_suffix(".json"))
         tensors = _read_tensors(path)
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=4).hexdigest()
+        self.about = About("embedded", digest, "cpu")
         self.view = networks.ViewEncoder()
         self.text = networks.TextEncoder()
         self.points = networks.PointClassifier(len(self.facts.classes))
@@ -152,14 +168,21 @@ class EmbeddedScorer:
         mean = torch.logsumexp(rivals, dim=1) - np.log(len(strangers))
         return SHARPNESS * vectors @ vector - mean
 
-    def score(
+    def score(self, subjects: Sequence[Subject]) -> list[Verdicts]:
+        """Of each object, role -> (number, None); see the module's table."""
+        return [
+            self.score_object(each.prompt, each.views, each.points, each.roles)
+            for each in subjects
+        ]
+
+    def score_object(
         self,
         prompt: str,
         views: UInt8[np.ndarray, "V H W 3"],
         points: Float[np.ndarray, "n 3"],
         roles: tuple[str, ...],
-    ) -> dict[str, Verdict]:
-        """Role -> (number, None); see the module's table."""
+    ) -> Verdicts:
+        """As `score`, of one object."""
         with torch.inference_mode():
             numbers = self._from_views(prompt, views, roles)
             if "category" in roles:
@@ -206,19 +229,23 @@ class EmbeddedScorer:
         stated = parts.stated_checks(prompt, points)
         return parts.parts_score([*complete.values(), *stated])
 
+    def wake(self) -> None:
+        """It lives in the machine's memory."""
+
+    def rest(self) -> None:
+        """Nothing to give back."""
+
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def load(config: dict[str, Any]) -> EmbeddedScorer:
-    """The shipped scorer; `config` is the rewards section as a nested dict.
+def load(config: RewardsConfig) -> EmbeddedScorer:
+    """The shipped scorer.
 
     Raises:
         UserError: the shipped weights are missing or do not fit.
     """
-    torch.set_num_threads(config["threads"])
-    # Same object, same bits, in this process or in the one that replaces it.
-    torch.use_deterministic_algorithms(True)
+    devices.start(config.threads)
     return EmbeddedScorer(WEIGHTS)
 
 

@@ -1,0 +1,106 @@
+"""Parts by a prompt's words and by file."""
+
+import pytest
+
+from ar3d_jax.data import part_lists
+from ar3d_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        (
+            "a wooden black chair with four legs and a round back",
+            (("leg", 4), ("round back", 1)),
+        ),
+        ("a chair", (("chair", 1),)),
+        ("A Red  Sofa.", (("red sofa", 1),)),
+        (
+            "a tall armchair with seat, back, arms and 4 legs",
+            (("seat", 1), ("back", 1), ("arm", 2), ("leg", 4)),
+        ),
+        ("a bird with a pair of wings", (("wing", 2),)),
+        ("A pepper mill with a crank on its lid", (("crank", 1),)),
+        ("a case with a row of brass knobs", (("row of brass knobs", 1),)),
+        ("a robot having two feet, both with five toes", (("foot", 2), ("toe", 5))),
+        ("a cabinet with shelves, boxes", (("shelf", 2), ("box", 2))),
+        ("a lamp with glass and cherries", (("glass", 1), ("cherry", 2))),
+        ("a table with a leg, and the leg", (("leg", 1),)),
+        ("a bus without wheels", (("bus", 1),)),
+        ("a cactus", (("cactus", 1),)),
+        ("with", (("with", 1),)),
+        ("two", (("two", 1),)),
+    ],
+)
+def test_noun_phrases(prompt, parts):
+    assert part_lists.noun_phrases(prompt) == parts
+
+
+def test_a_long_prompt_has_twelve_parts():
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in "abcdefgh"]
+    found = part_lists.noun_phrases("a thing with " + ", ".join(names))
+    assert [name for name, _ in found] == names[: part_lists.MOST_PARTS]
+    assert part_lists.MOST_PARTS == 12
+
+
+def write(path, *lines):
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def test_a_file_gives_its_lists(tmp_path):
+    path = write(
+        tmp_path / "parts.jsonl",
+        '{"prompt": "a  chair", "parts": [{"name": "leg", "count": 4}]}',
+        "",
+        '{"prompt": "ein Stuhl mit Füßen", "parts": [], "judge": "x"}',
+        '{"prompt": "a lamp", "parts": [{"name": " lamp  shade ", "count": 1},'
+        ' {"name": "base", "count": 2}]}',
+    )
+    assert part_lists.read(path) == {
+        "a chair": (("leg", 4),),
+        "ein Stuhl mit Füßen": (),
+        "a lamp": (("lamp shade", 1), ("base", 2)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: Expecting property name"),
+        ("[]", "line 2: parts is null"),
+        ('{"prompt": "a"}', "line 2: parts is null"),
+        ('{"parts": []}', "line 2: prompt is null"),
+        ('{"prompt": 3, "parts": []}', "line 2: prompt is 3"),
+        ('{"prompt": "a", "parts": {"leg": 4}}', 'line 2: parts is {"leg": 4}'),
+        ('{"prompt": "a", "parts": ["leg"]}', "line 2: name is null"),
+        ('{"prompt": "a", "parts": [{"name": "leg"}]}', "line 2: count is null"),
+        (
+            '{"prompt": "a", "parts": [{"name": "leg", "count": true}]}',
+            "line 2: count is true",
+        ),
+        (
+            '{"prompt": "a", "parts": [{"name": "leg", "count": 0}]}',
+            "line 2: a part is 'leg', 0 times",
+        ),
+        (
+            '{"prompt": "a", "parts": [{"name": " ", "count": 1}]}',
+            "line 2: a part is '', 1 times",
+        ),
+    ],
+)
+def test_a_malformed_row_is_one_line_with_its_number(tmp_path, line, message):
+    path = write(tmp_path / "parts.jsonl", '{"prompt": "b", "parts": []}', line)
+    with pytest.raises(UserError) as caught:
+        part_lists.read(path)
+    assert message in str(caught.value)
+    assert 'expected {"prompt"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "latin").write_bytes(b"\xff\xfe")
+    for name, message in (("none", "No such file"), ("latin", "not UTF-8")):
+        with pytest.raises(UserError, match=message) as caught:
+            part_lists.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
