@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_collections
 from absl import flags
@@ -100,16 +100,26 @@ def alone_in(workdir: Path) -> Iterator[None]:
             ) from None
         lock = (workdir / ".lock").open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is using {workdir}: wait for its end, or choose another "
-                "--workdir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        keep_others_out(
+            lock,
+            f"another run is using {workdir}: wait for its end, or choose another "
+            "--workdir",
+        )
         yield
+
+
+def keep_others_out(file: IO[Any], busy: str) -> None:
+    """Locks an open file until it is closed; a file system without locks has none.
+
+    Raises:
+        UserError: another process has it; the message is `busy`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(busy) from None
+    except OSError:
+        pass
 
 
 def parse(

@@ -209,7 +209,7 @@ def _subject() -> Subject:
 
 def _receive(end: socket.socket) -> None:
     """The other process: per round, frames, then as many bytes; a byte after each."""
-    _, arrays = frames.request(0, _subject(), 1.0)
+    _, arrays = frames.request(0, _subject())
     size = sum(array.nbytes for array in arrays)
     memory = memoryview(bytearray(size))
 
@@ -233,7 +233,7 @@ def _receive(end: socket.socket) -> None:
 
 def measure_remote() -> dict[str, Any]:
     """Bytes per second by frames and by a plain socket, both over loopback."""
-    message, arrays = frames.request(0, _subject(), 1.0)
+    message, arrays = frames.request(0, _subject())
     size = sum(array.nbytes for array in arrays)
     plain = b"".join(array.tobytes() for array in arrays)
     by_frames, by_socket = [], []
@@ -280,9 +280,9 @@ def held(pid: int) -> dict[str, float]:
     """What a process holds: MiB of its own, open files, mappings of a ring."""
     folder = Path(f"/proc/{pid}")
     status = (folder / "status").read_text()
-    rss = int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])  # type: ignore[index]
+    (kilobytes,) = re.findall(r"RssAnon:\s+(\d+) kB", status)
     return {
-        "mib": round(rss / 1024, 1),
+        "mib": round(int(kilobytes) / 1024, 1),
         "files": len(list((folder / "fd").iterdir())),
         "rings": (folder / "maps").read_text().count("memfd:ar3d-ring"),
     }

@@ -15,7 +15,6 @@ takes this process over.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import sys
@@ -98,15 +97,10 @@ def open_list(path: Path) -> Iterator[ListFile]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b", buffering=0)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is writing {path}: wait for its end, or choose another "
-                "--out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        command.keep_others_out(
+            file,
+            f"another run is writing {path}: wait for its end, or choose another --out",
+        )
         with writing(path):
             _mend(file)
         yield ListFile(path, frozenset(part_lists.read(path)), file)

@@ -35,7 +35,6 @@ PROMPTS = Path(__file__).parent / "prompts"
 # A picture of more pixels is made smaller: 448 x 448, 256 tokens. Six and the text fit
 # into the 4096 tokens that launch/rewards_vllm.sh gives a request.
 PIXELS = 448 * 448
-LATENCIES = 1000  # the last ones are kept
 EVERY = 100  # of a kind of view without a number, the first of so many is logged
 
 LeaveOut = Callable[[str], None]  # is told the reason why a view does not count
@@ -105,7 +104,6 @@ class Statistics:
             `deadline`.
         unread: Views without a number, once a role, by the kinds above and those of
             `answers.py`; of the others the best one counts.
-        latencies_s: Of the last answers, from the request's start.
     """
 
     sent: int = 0
@@ -118,9 +116,6 @@ class Statistics:
     )
     unread: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
-    )
-    latencies_s: collections.deque[float] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=LATENCIES)
     )
 
     def leave_out(self, model: str, reason: str) -> None:

@@ -196,7 +196,6 @@ class Endpoints:
             # Only now, as what waits for a place would fill the memory with pictures.
             body = await asyncio.to_thread(self._write, question)
             self.statistics.sent += 1
-            started = time.monotonic()
             answer = await self._send(endpoint, body)
         except _Failure as failure:
             self.statistics.failures[failure.kind] += 1
@@ -205,7 +204,6 @@ class Endpoints:
         else:
             endpoint.failures = 0
             self.statistics.answered += 1
-            self.statistics.latencies_s.append(time.monotonic() - started)
             return answer
         finally:
             endpoint.in_flight -= 1

@@ -242,13 +242,12 @@ def _what_lacks(wants: dict[str, str], about: dict[str, Message]) -> str | None:
     return f"the host wants {', '.join(lacks)}; the server has {has}"
 
 
-def request(number: int, subject: Subject, patience: float) -> tuple[Message, list]:
-    """A frame that asks for `subject` to be scored: message and arrays."""
+def request(number: int, subject: Subject) -> tuple[Message, list[np.ndarray]]:
+    """A frame that asks for `subject` to be scored, without its `patience`."""
     message = {
         "score": number,
         "prompt": subject.prompt,
         "roles": subject.roles,
-        "patience": patience,
         "views": subject.views.shape,
         "points": len(subject.points),
     }

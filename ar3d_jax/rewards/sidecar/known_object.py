@@ -76,7 +76,7 @@ async def score(panel: Panel, patience: float) -> list[Row]:
     """
     known, rows = read(), []
     for name, about in panel.about.items():
-        roles = tuple(about["roles"])  # type: ignore[call-overload]
+        roles = tuple(about["roles"])
         found: JsonVerdicts = {}
         started = time.monotonic()
         asked = dataclasses.replace(known, roles=roles)

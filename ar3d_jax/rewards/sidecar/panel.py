@@ -184,6 +184,7 @@ class Panel:
         """
         config.check_places()
         turns: dict[str, asyncio.Lock] = {}  # by device
+        self._statistics: dict[str, scorers.Counts] = {}
         self._seats: dict[
             str, tuple[Desk | scorers.Correspondent, tuple[str, ...]]
         ] = {}
@@ -196,6 +197,8 @@ class Panel:
                 raise UserError(
                     "scorers need PyTorch, which is not installed: pip install torch"
                 ) from error
+            if isinstance(scorer, scorers.Counting):
+                self._statistics[name] = scorer.statistics
             if isinstance(scorer, scorers.Scorer):
                 place, turn = scorer.about.place, None
                 if config.residency == "turns" and place != "cpu":
@@ -204,9 +207,9 @@ class Panel:
             self._seats[name] = scorer, roles
 
     @property
-    def about(self) -> dict[str, dict[str, object]]:
+    def about(self) -> dict[str, dict[str, Any]]:
         """Scorer -> its roles, model, revision and place; also of those elsewhere."""
-        found: dict[str, dict[str, object]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, (seat, roles) in self._seats.items():
             if isinstance(seat, scorers.Relay):
                 found |= seat.members
@@ -219,9 +222,8 @@ class Panel:
         """What has happened so far, of the scorers that count: `<scorer>/<kind>`."""
         return {
             f"{name}/{kind}": count
-            for name, (seat, _) in self._seats.items()
-            if isinstance(seat, scorers.Counting)
-            for kind, count in seat.statistics.line().items()
+            for name, statistics in self._statistics.items()
+            for kind, count in statistics.line().items()
         }
 
     async def judge(

@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import frames
 from ar3d_jax.rewards.sidecar.panel import JsonVerdicts, Panel
@@ -121,14 +123,14 @@ async def _answer(connection: frames.Connection, panel: Panel) -> None:
     room = asyncio.Semaphore(UNDER_WAY)
     outbox: asyncio.Queue[frames.Message] = asyncio.Queue()
 
-    async def score(message: frames.Message, data: object) -> None:
+    async def score(message: frames.Message, data: np.ndarray) -> None:
         started, number = time.monotonic(), message["score"]
 
         def tell(scores: JsonVerdicts) -> None:
             outbox.put_nowait({"scored": number, "scores": scores})
 
         try:
-            subject = frames.subject_of(message, data)  # type: ignore[arg-type]
+            subject = frames.subject_of(message, data)
             await panel.judge(subject, started + float(message["patience"]), tell)
         finally:
             room.release()

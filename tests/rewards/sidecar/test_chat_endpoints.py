@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ar3d_jax.config_rewards import JudgeConfig
-from ar3d_jax.rewards.sidecar import chat, chat_endpoints
+from ar3d_jax.rewards.sidecar import chat_endpoints
 from ar3d_jax.rewards.sidecar.answers import Answer
 from ar3d_jax.rewards.sidecar.chat import Question
 from ar3d_jax.rewards.sidecar.chat_endpoints import Endpoints
@@ -140,8 +140,7 @@ def test_books_of_a_good_run():
     assert ended.answers == [Answer("cut", cut=True)] * 20
     assert endpoint.most <= 4
     books = ended.statistics
-    assert (books.sent, books.answered, len(books.latencies_s)) == (20, 20, 20)
-    assert all(0 < seconds < ended.seconds for seconds in books.latencies_s)
+    assert (books.sent, books.answered) == (20, 20)
     assert not books.failures
     assert not books.missing
 
@@ -505,7 +504,6 @@ def test_a_thousand_requests_leave_nothing_behind():
     # Both ends of eight connections are here.
     assert files_after <= files + 16
     assert memory_after < memory + 20
-    assert len(ended.statistics.latencies_s) <= chat.LATENCIES
 
 
 def test_proxies_are_for_other_machines(monkeypatch):

@@ -377,3 +377,15 @@ def test_a_host_that_goes_ends_nothing(seated, monkeypatch):
 
     asyncio.run(run())
     assert not ended
+
+
+class Tally:
+    def line(self):
+        return {"sent": 3.0}
+
+
+def test_what_scorers_count_is_there_whoever_calls_them(seated):
+    """At a desk of this process, or elsewhere; most do not count."""
+    make, members = seated
+    members["shapellm"].statistics = members["qwen_vl"].statistics = Tally()
+    assert make().counters == {"qwen_vl/sent": 3.0, "shapellm/sent": 3.0}

@@ -557,7 +557,7 @@ def test_hosts_that_come_when_no_file_can_be_opened_are_let_in_later(
     [{"views": [1, 2, 3]}, {"points": 9}, {"views": [-1, 1, 1, 1]}, {"roles": None}],
 )
 def test_a_request_that_does_not_fit_is_refused(change):
-    message, arrays = frames.request(1, subject("a"), 1.0)
+    message, arrays = frames.request(1, subject("a"))
     data = np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays])
     back = frames.subject_of(message, data)
     np.testing.assert_array_equal(back.points, subject("a").points)

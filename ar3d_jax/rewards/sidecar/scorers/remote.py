@@ -9,6 +9,7 @@ the same models, revisions included: a group's scores are compared. The frames a
 """
 
 import asyncio
+import dataclasses
 import itertools
 import math
 import random
@@ -232,12 +233,13 @@ class RemoteScorers:
         link.requests[number] = request
         connection = link.connection
         assert connection  # of a link with room
-        message, arrays = frames.request(number, subject, 0.0)
+        asked = dataclasses.replace(subject, roles=roles)
+        message, arrays = frames.request(number, asked)
 
         def timed() -> frames.Message:
             left = max(0.0, deadline - time.monotonic())
             patience = left - min(EARLIER_S, EARLIER * left)
-            return message | {"roles": roles, "patience": patience}
+            return message | {"patience": patience}
 
         try:
             await connection.send(timed, *arrays)
