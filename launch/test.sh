@@ -25,5 +25,5 @@ bin="$venv/bin"
 "$bin/ruff" check .
 "$bin/shellcheck" --external-sources launch/*.sh .ci/run
 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$python" -m pyright
-# Two at a time: most of the time goes into compiling, which is single-threaded.
-exec "$python" -m pytest --numprocesses=2 "$@"
+# Two files at a time: most of the time goes into compiling, which is single-threaded.
+exec "$python" -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -7,8 +7,10 @@ that a user would give it, on a CPU and offline.
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ import pytest
 
 from tests import small_catalog  # no ar3d_jax here: pytest hooks its imports later
 
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+jax.config.update("jax_compilation_cache_dir", None)  # this process compiles anew
 jax.config.update("jax_num_cpu_devices", 8)
 # [B] * [B, T] is the classic bug of this kind of program: no silent broadcasting.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -36,6 +40,21 @@ hypothesis.settings.register_profile(
     "ar3d_jax", deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ar3d_jax")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs that a test starts share what they compile: many are the same run again.
+
+    The folder is made once and inherited by the processes that share the tests.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="ar3d_compiled_")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
