@@ -124,6 +124,7 @@ def test_four_hosts_are_as_one_process(start, tmp_path):
     """Up to rounding: four devices of one process share its threads."""
     flags = (
         "--config.steps=1",
+        "--config.eval_every=0",
         "--config.prompts_per_step=4",
         "--config.objective.micro_batch=8",
         "--config.mesh.data=2",
