@@ -22,6 +22,7 @@ _DISK_ERRORS = {
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that can be written",
     errno.EPERM: "choose a folder that can be written",
+    errno.ENOENT: "choose a folder that is there and stays",
     errno.ENOTDIR: "choose a folder, not a file",
     errno.EEXIST: "choose a folder, not a file",
     errno.EISDIR: "choose a file, not a folder",

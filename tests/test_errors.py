@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 from ar3d_jax.errors import UserError, exit_on_user_error, reading, writing
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT]
+)
 def test_disk_errors_name_the_path_and_the_remedy(number):
     told = r"cannot write /there: .*; (free|choose)"
     with pytest.raises(UserError, match=told), writing(Path("/there")):
