@@ -92,12 +92,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
         UserError: another run is using it, or it cannot be made.
     """
     with writing(workdir):
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:
-            raise UserError(
-                f"cannot make {workdir}; choose another --workdir"
-            ) from None
+        workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     with lock:
         keep_others_out(
@@ -133,7 +128,7 @@ def parse(
         known_only: pass over flags that were not declared.
 
     Raises:
-        UserError: an unknown flag, a bad or missing value, a stray argument.
+        UserError: an unknown flag, a bad, missing or empty value, a stray argument.
     """
     if not known_only and not {"-h", "--help"}.isdisjoint(argv):
         print(f"{sys.modules['__main__'].__doc__ or ''}\n{values.get_help()}")
@@ -145,6 +140,10 @@ def parse(
         raise UserError(f"{error}; --help lists the flags") from None
     if stray and not known_only:
         raise UserError(f"unexpected argument {stray[0]!r}; expected --name=value")
+    for name in values:  # "--workdir=$UNSET" is the folder where one stands
+        flag, of_config = values[name], name.startswith("config.")
+        if flag.present and flag.value == "" != flag.default and not of_config:
+            raise UserError(f"--{name} is empty; expected a value, or no such flag")
 
 
 def _no_flags(values: flags.FlagValues) -> None:

@@ -218,8 +218,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), alone_in(tmp_path / "file"):
         pass
-    with pytest.raises(UserError, match="cannot make"), alone_in(Path("/proc/none")):
+    with pytest.raises(UserError, match="that is there"), alone_in(Path("/proc/none")):
         pass
+
+
+@pytest.mark.parametrize("flag", ["workdir", "config"])
+def test_an_empty_value_is_one_line(flag):
+    with pytest.raises(UserError, match=f"--{flag} is empty; expected a value"):
+        parse_config(["train", f"--{flag}="], Config, HIGRPO, "runs/higrpo")
 
 
 def test_a_config_file_that_returns_nothing_is_one_line(tmp_path):
