@@ -190,9 +190,14 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
     trained = [row for row in rows if row.steps]
     groups = [[r["clip"] for r in found[row.name]] for row in trained]
     error, degrees = standard_error(groups)
+    told = "One seed: which differences are chance, nothing here can tell."
+    if degrees:
+        told = (
+            "Smallest detectable difference of two rows' CLIP scores, 5%, power 80%, "
+            f"with {min(map(len, groups))} seeds: {detectable(groups):.2f}."
+        )
     lines = [
-        "Smallest detectable difference of two rows' CLIP scores, 5%, power 80%, "
-        f"with {min(map(len, groups))} seeds: {detectable(groups):.2f}.",
+        told,
         "",
         "| row | paper: CLIP | KD | ours: CLIP, judge | KD x100 | IoU | overlap "
         "| CLIP against the first |",
@@ -204,9 +209,10 @@ def table(rows: Sequence[Row], found: Mapping[str, list[Result]]) -> list[str]:
         cells = [_cell([r[name] for r in found[row.name]], name) for name in METRICS]
         paper = ["-" if x is None else f"{x:g}" for x in (row.clip, row.kd)]
         apart = np.mean([r["clip"] for r in found[row.name]]) - first
-        text = f"{apart:+.2f} ± {error:.2f}" if row in trained[1:] else ""
-        if text and degrees and abs(apart) > least:
-            text = f"**{text}**"
+        text = f"{apart:+.2f}" if row in trained[1:] else ""
+        if text and degrees:
+            text += f" ± {error:.2f}"
+            text = f"**{text}**" if abs(apart) > least else text
         lines.append(f"| {' | '.join([row.label, *paper, *cells, text])} |")
     return lines
 
