@@ -150,6 +150,6 @@ def test_a_full_disk_is_a_user_error(tmp_path, monkeypatch):
             log.write(0, {"loss": 1, "rate": 1})
 
 
-def test_a_missing_folder_is_not_hidden(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="choose a folder that is there"):
         open_log(tmp_path / "missing")
