@@ -39,7 +39,7 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full, read-only or forbidden disk met inside into a `UserError`."""
+    """Turns a disk that is full, read-only, forbidden or gone into a `UserError`."""
     try:
         yield
     except Exception as error:

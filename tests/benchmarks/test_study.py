@@ -181,6 +181,14 @@ def test_the_smallest_detectable_effect_is_that_of_a_power_analysis():
     assert np.isnan(study.detectable([[1.0], [2.0]]))
 
 
+def test_a_table_of_one_seed_shows_no_errors():
+    rows = TABLES["2"][:2]
+    found = {row.name: [dict.fromkeys(study.METRICS, 1.0)] for row in rows}
+    first, *_, last = study.table(rows, found)
+    assert first.startswith("One seed: ")
+    assert last.endswith("| 1.00 | 1.000 | 1.000 | 1.000 | +0.00 |")
+
+
 @pytest.fixture
 def study_of(tmp_path):
     """Runs `study.main` with flags, in the test's folder."""
