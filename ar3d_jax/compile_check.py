@@ -388,9 +388,8 @@ def remedies(name: str, program: Program, config: Config) -> list[str]:
     if name == "codec":
         found.append("a smaller codec")
     if name == "update":
-        least = math.lcm(parts, config.group_size)
-        if config.objective.micro_batch > least:
-            found.append(f"--config.objective.micro_batch={least}")
+        if config.objective.micro_batch > parts:
+            found.append(f"--config.objective.micro_batch={parts}")
         if config.policy.remat != "full":
             found.append("--config.policy.remat=full")
         if config.optim.gradient_dtype != "bfloat16":

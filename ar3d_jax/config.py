@@ -6,7 +6,7 @@ there each function receives its own section. Frozen dataclasses are hashable, s
 section can be a static argument of a jitted function.
 
 Every field carries a comment: the paper's value (arXiv 2512.10949v1), or our choice and
-the reason. Values that only later parts of the project implement are refused here.
+the reason. A value that is not built yet is refused here.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ class PolicyConfig:
     """The Qwen2.5-type decoder; its sizes and those of `weights` must agree."""
 
     weights: str = (
-        "embedded"  # a Hugging Face folder; embedded: the shipped tiny policy
+        "embedded"  # a Hugging Face folder or id; embedded: the shipped tiny policy
     )
     vocab_size: int = (
         3072  # tiny: 1,000 texts + 2,048 codes + 5 marks, padded; 7B: 159,872
     )
-    width: int = 192  # tiny: our choice, fits the 12 s step on 2 cores; 7B: 3,584
+    width: int = 192  # tiny: our choice, fits a step in seconds on 2 cores; 7B: 3,584
     layers: int = 4  # tiny: our choice; 7B: 28
     heads: int = 6  # query heads; 7B: 28
     kv_heads: int = 2  # grouped-query attention; 7B: 4
@@ -103,7 +103,9 @@ class LoraConfig:
 class CodecConfig:
     """The 3D VQ-VAE: resolution**3 voxels <-> `tokens` codes."""
 
-    weights: str = "embedded"  # a safetensors file; embedded: the shipped tiny codec
+    weights: str = (
+        "embedded"  # a file or a Hugging Face id; embedded: the shipped tiny codec
+    )
     resolution: int = 32  # tiny: our choice; published: 64
     channels: tuple[int, ...] = (
         8,
@@ -183,7 +185,8 @@ class RolloutConfig:
     # devices need not ask each other at every token; our choice
     ahead: int = 0  # 1: the next rollout starts while scores are awaited, one update
     # stale, which the old log-probabilities correct; paper: 0. Not before a checkpoint,
-    # which holds no rollouts: a run that is stopped goes on with a fresh one
+    # which holds no rollouts: a run that is stopped goes on with a fresh one. Best
+    # without dynamic sampling, whose further groups are scored after the next batch
 
     def __post_init__(self) -> None:
         """Raises UserError for values outside their range."""
@@ -216,7 +219,8 @@ class ObjectiveConfig:
         1.0  # lambda of equation 9: refined reward added to the coarse; paper: 1.0
     )
     lam_end: float = 1.0  # lam moves to this in lam_steps; paper: constant
-    lam_steps: int = 0  # 0: lam stays; our option, to begin with coarse shapes alone
+    lam_steps: int = 0  # 0: lam stays; our option, to judge coarse shapes by
+    # themselves first, and later by what they lead to as well
     advantage_std: str = (
         "group"  # equation 10; batch: of all rewards; none: Dr. GRPO's, no division
     )
@@ -316,10 +320,10 @@ class ObjectiveConfig:
             low = getattr(self, f"{name}clip_low")
             high = getattr(self, f"{name}clip_high")
             require(
-                0 <= low < 1 and high >= 0,
+                0 < low < 1 and high > 0,
                 f"objective.{name}clip_low/{name}clip_high",
                 (low, high),
-                f"0 <= {name}clip_low < 1 and {name}clip_high >= 0",
+                f"0 < {name}clip_low < 1 and {name}clip_high > 0",
             )
         require(
             self.dual_clip == 0 or self.dual_clip > 1,
@@ -330,6 +334,12 @@ class ObjectiveConfig:
         for name in ("kl_coef", "correct_mismatch", "lam_steps"):
             value = getattr(self, name)
             require(value >= 0, f"objective.{name}", value, "0 or more")
+        require(
+            bool(self.lam_steps) or self.lam_end in (1.0, self.lam),
+            "with objective.lam_steps=0, objective.lam_end",
+            self.lam_end,
+            f"objective.lam={self.lam}, which stays; or lam_steps of 1 or more",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,7 +403,15 @@ class OptimConfig:
             self.b2,
             "0.99 or less with optim.moment_dtype=bfloat16, which has 8 bits",
         )
-        require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            require(value > 0, f"optim.{name}", value, "a number above 0")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name}", value, "0 or more, below 1")
+        require(
+            self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more"
+        )
         require(
             self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more"
         )
@@ -445,7 +463,7 @@ class EvaluationConfig:
         4  # fixed held-out prompts drawn into samples/; our choice: one screen
     )
     judged: int = 24  # fixed held-out prompts, a group of each, that the judge sees;
-    # our choice: two of the tiny preset's rollouts, 5% of its time
+    # our choice: two of the tiny preset's rollouts, 7% of its time
     keep_best: bool = True  # the checkpoint that the judge likes best stays, as best/
 
     def __post_init__(self) -> None:
@@ -563,11 +581,16 @@ class Config:
         )
         rows = self.prompts_per_step * self.group_size // self.objective.minibatches
         require(
-            rows % self.objective.micro_batch == 0
-            and self.objective.micro_batch % self.group_size == 0,
+            rows % self.objective.micro_batch == 0,
             "objective.micro_batch",
             self.objective.micro_batch,
-            f"a multiple of group_size={self.group_size} that divides {rows} rows",
+            f"a divisor of the {rows} rows of an update",
+        )
+        require(
+            self.objective.lam_steps <= self.steps,
+            "objective.lam_steps",
+            self.objective.lam_steps,
+            f"at most steps={self.steps}: else lam never arrives at lam_end",
         )
         self._check_mesh()
 
@@ -754,7 +777,7 @@ class SftConfig:
     steps: int = 4000  # our choice: some 90 captions an object, 65 minutes on 2 cores
     batch: int = 16  # examples per step, three sequences each; our choice
     seed: int = 0  # of weights and order
-    lr: float = 2e-3  # peak; our choice for a model of 2.4 M parameters
+    lr: float = 2e-3  # peak; our choice for a model of 2.8 M parameters
     warmup_steps: int = 200  # steps from 0 to lr; our choice
     weight_decay: float = 0.1  # our choice: the catalog is small
     plan_tokens: int = 48  # width of a plan's slot; as rollout.plan_tokens

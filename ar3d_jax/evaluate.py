@@ -162,7 +162,7 @@ def _untrained(values: flags.FlagValues) -> System:
     config = described(values.policy, values.weights, values.codec_weights)
     source = f"{values.policy}, weights {config.policy.weights}"
     if values.one_step:
-        config = at_once(config)
+        config, source = at_once(config), f"{source}, shape at once"
     return System(BASE, source, config=config)
 
 

@@ -4,7 +4,8 @@
 
 Every `eval_every` steps, before the first and after the last one, the same held-out
 prompts are sampled with the same random numbers, in batches of training's size, so that
-nothing is compiled for it. The judge is an encoder that is never a reward
+nothing is compiled for it unless their length is another of `rollout.prompt_tokens`
+than that of training's prompts. The judge is an encoder that is never a reward
 (`rewards/sidecar/judge.py`). What it says goes to three places:
 
 * `eval/*` on the step's line of `metrics.jsonl`;

@@ -7,6 +7,8 @@ The schedules and chains are their trainings' own (`higrpo/update.py`, `sft.py`,
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -21,6 +23,11 @@ def step(
     opt_state: Any,
     parameters: Any,
 ) -> tuple[Any, Any]:
-    """(parameters, opt_state) after one step."""
+    """(parameters, opt_state) after one step.
+
+    A gradient that is not finite counts as 0: one such batch would end the training.
+    """
+    finite = jnp.isfinite(optax.tree.norm(gradient))
+    gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
     updates, opt_state = optimiser.update(gradient, opt_state, parameters)
     return optax.apply_updates(parameters, updates), opt_state

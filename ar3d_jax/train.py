@@ -67,7 +67,9 @@ SAME_RUN = (
     "group_size",
     "paradigm",
     "policy.weights",  # the reference
-    *("lora.", "codec.", "rollout.", "data."),
+    *("lora.", "codec.", "data."),
+    *("rollout.plan", "rollout.prompt", "rollout.refined_sees_coarse"),
+    *("rollout.temperature", "rollout.top_", "rollout.full_vocabulary"),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
     *("rewards.ensemble", "rewards.normalise_scores", "rewards.part_lists"),
     # Of scorers that are off, too: they may be switched on again, and then must be what
@@ -77,6 +79,7 @@ SAME_RUN = (
     *(f"rewards.{judge}.{field}" for judge in JUDGES for field in _ANSWERS),
     "evaluation.judged",
     *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
+    *("render.cameras", "render.background", "render.light"),
 )
 
 
@@ -173,6 +176,7 @@ def main(config: Config, workdir: str) -> None:
             extras = {"prompts": position, "key": run_key}
             extras["selection"] = collector.selection.get_state()
             extras["weights"] = to_dict(config.rewards.weights)
+            extras["lam"] = config.objective.final_lam
             extras["scorers"] = known | identities(scoring)
             checkpoints.save(to_save(state), step, extras)
 
@@ -208,7 +212,8 @@ def main(config: Config, workdir: str) -> None:
                 log.say(f"goes on with another ensemble: {change}")
             for change in replaced(known, identities(scoring)):
                 log.say(f"goes on with another scorer: {change}")
-            if not changes:  # else recent groups' rewards were of another scale
+            lam = config.objective.final_lam
+            if not changes and extras.get("lam", lam) == lam:  # else another scale
                 collector.selection.set_state(extras["selection"])
         if first_step == 0:
             evaluation.after(0, state.policy)
@@ -260,7 +265,7 @@ def main(config: Config, workdir: str) -> None:
                 "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
             }
             log.write(step, line | evaluation.after(done, state.policy))
-            _warn_of_no_spread(step, metrics, log)
+            _warn_of_no_signal(step, metrics, log)
             stopping = hosts.any_of(bool(stop))
             if done % config.log.samples_every == 0 or done == config.steps:
                 draw_samples(done)
@@ -299,8 +304,7 @@ def _may_change(name: str, saved: Any, new: Any) -> bool:
 
     Nothing was saved of what older runs did not know: it counts as unchanged.
     """
-    unknown = saved is None and name.startswith("rewards.")
-    return unknown or (name.startswith("rewards.weights.") and 0 in (saved, new))
+    return saved is None or (name.startswith("rewards.weights.") and 0 in (saved, new))
 
 
 def _check_prompts(models: Models, source: PromptSource, config: Config) -> None:
@@ -349,10 +353,15 @@ def _open_log(
     )
 
 
-def _warn_of_no_spread(
+def _warn_of_no_signal(
     step: int, metrics: Mapping[str, Any], log: RunLog | NoLog
 ) -> None:
-    """Says so when all rollouts of each prompt were rewarded alike: no signal."""
+    """Says so when nothing was learnt: equal rewards, or a broken gradient."""
+    if not np.isfinite(metrics["grad_norm"]):
+        log.say(
+            f"step {step}: the gradient is not finite and was left out; if this goes "
+            "on, lower optim.lr, or set policy.dtype=float32 where it is bfloat16"
+        )
     if metrics["groups_used"] == 0:
         log.say(
             f"step {step}: no group has any spread of rewards, nothing was learnt; if "

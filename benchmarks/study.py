@@ -7,6 +7,8 @@ Every row of a table (`study_rows.py`) has the same prompts, seeds and steps. Af
 training the last policy is evaluated on the catalog's held-out objects by the judge,
 which is never a reward: that is what is compared, not rewards. Each finished run is a
 line of `--results`; runs that are there are not made again, whatever machine made them.
+What makes a run is the row's overrides, preset and seed, not the defaults of the config
+file: after a change of those, name another file.
 At the end the table is printed, and written to the workdir, as Markdown and as CSV,
 beside a picture of rewards and judge's scores along the runs. One JSON line closes the
 output.
@@ -69,7 +71,7 @@ def run_fields(row: Row, values: flags.FlagValues) -> dict[str, object]:
     if values.updates_per_rollout > 1:
         fields["objective.updates_per_rollout"] = values.updates_per_rollout
         fields["objective.minibatches"] = values.minibatches
-        if values.minibatches > 1:  # a prompt's group is the smallest micro-batch
+        if values.minibatches > 1:  # four parts of four prompts have 8 rows each
             fields["objective.micro_batch"] = 8
     return fields
 
@@ -281,6 +283,11 @@ def main(_: list[str]) -> None:
     if number not in which:
         raise UserError(
             f"no such table or figure: {number}; expected {', '.join(which)}"
+        )
+    if values.updates_per_rollout % values.minibatches:
+        raise UserError(
+            f"--minibatches={values.minibatches} with --updates_per_rollout="
+            f"{values.updates_per_rollout}; expected a multiple of it"
         )
     rows = which[number]
     results, workdir = Path(values.results), Path(values.workdir)

@@ -15,8 +15,9 @@ decided here:
   the 29.3 of AR3D-R1, so table 5 has its recipe, decoupled clip and dynamic sampling.
   "Consist" of the coarse step is the role category;
 * figure 3 is table 2's best row with more data or iterations. Its data are shares of
-  the prompts, a third being x1, its iterations multiples of the run's steps. The paper
-  prints gains over the run before, which stand in the labels;
+  the prompts, x1 being a thirtieth, so that the miniature sees them several times, as
+  the paper's run does; iterations are multiples of the run's steps, on the data of x3.
+  The paper prints gains over the run before, which stand in the labels;
 * "own" compares what is not in the paper with Hi-GRPO, at Hi-GRPO's settings.
 """
 
@@ -50,7 +51,7 @@ class Row:
     kd: float | None = None
     steps: float = 1.0
 
-    def command(self, workdir: str = "runs/row") -> str:
+    def command(self, workdir: str) -> str:
         """The row as a user would type it; without training, an evaluation."""
         if not self.steps:
             words = ["python -m ar3d_jax.evaluate", *self.policy_flags()]
@@ -283,26 +284,20 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
 }
 
-_BEST = TABLES["2"][-1].fields
+
+def _scaled(name: str, label: str, *, data: float = 3, steps: float = 1) -> Row:
+    fields = {**TABLES["2"][-1].fields, "data.share": round(data / 30, 4)}
+    return Row(name, label, GRPO, fields, None, steps=steps)
+
+
 FIGURES: dict[str, tuple[Row, ...]] = {
     "3": (
-        *(
-            Row(
-                f"data{share:g}".replace(".", "_"),
-                f"data x{share:g}{gain}",
-                GRPO,
-                {**_BEST, "data.share": round(share / 3, 4)},
-                None,
-            )
-            for share, gain in (
-                (1, ""),
-                (1.5, " (paper: +0.4)"),
-                (2, " (paper: +0.2)"),
-                (3, " (paper: +0.4)"),
-            )
-        ),
-        Row("steps2", "iterations x2 (paper: +0.9)", GRPO, dict(_BEST), None, steps=2),
-        Row("steps3", "iterations x3 (paper: less)", GRPO, dict(_BEST), None, steps=3),
+        _scaled("data1", "data x1", data=1),
+        _scaled("data1_5", "data x1.5 (paper: +0.4)", data=1.5),
+        _scaled("data2", "data x2 (paper: +0.2)", data=2),
+        _scaled("data3", "data x3 (paper: +0.4)"),
+        _scaled("steps2", "iterations x2 (paper: +0.9)", steps=2),
+        _scaled("steps3", "iterations x3 (paper: less)", steps=3),
     )
 }
 
@@ -312,16 +307,23 @@ def as_markdown() -> str:
     lines = [
         "# The paper's tables, as commands",
         "",
-        "What came of them is in [study.md](study.md). `:7b` after the config file is",
-        "the paper's size. Made by `python -m benchmarks.study_rows`.",
+        "What came of them is in [study.md](study.md), whose runs have four prompts",
+        "a step: `--config.prompts_per_step=4`. A training in DIR is scored by",
+        "`python -m ar3d_jax.evaluate --checkpoint=DIR --config.seeds='(0,1)'`.",
+        "`:7b` after the config file is the paper's size; figure 3 then has",
+        "`data.share` ten times as large, and `steps` of 2,400 and 3,600.",
+        "",
+        "Made by `python -m benchmarks.study_rows`.",
     ]
     headings = {f"Table {n}": rows for n, rows in TABLES.items() if n != "own"}
     headings |= {f"Figure {n}": rows for n, rows in FIGURES.items()}
     headings["Not in the paper"] = TABLES["own"]
     for heading, rows in headings.items():
+        folder = f"runs/{heading.lower().replace(' ', '_')}"
         lines += ["", f"## {heading}"]
         for row in rows:
-            lines += ["", f"{row.label}:", "", "```", row.command(), "```"]
+            command = row.command(f"{folder}/{row.name}")
+            lines += ["", f"{row.label}:", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
 
 

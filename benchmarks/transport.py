@@ -2,7 +2,7 @@
 
     python -m benchmarks.transport
 
-A batch is 32 objects, half a step of the tiny preset's. Stand-ins take the places
+A batch is 32 objects. Stand-ins take the places
 of both ends: a worker that copies ready views and points into the slot, a sidecar that
 copies them out. Everything else is the real thing: processes, messages, ring.
 

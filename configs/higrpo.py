@@ -7,10 +7,12 @@ CPU cores. Time and result are in docs/benchmarks.md and docs/learning.md.
 
     python -m ar3d_jax.train --config=configs/higrpo.py:7b --workdir=runs/7b
 
-is the paper's run (arXiv 2512.10949v1, section "Settings"). What the paper leaves open
-keeps the default of `ar3d_jax/config.py`, with its reason there. Weights are named as
-published and read from Hugging Face, or from where `--config.policy.weights` and
-`--config.codec.weights` say. Objects are shaded geometry: there is no appearance stage.
+is the paper's run (arXiv 2512.10949v1, section "Settings"); it also needs the fields
+that say where its reward models are (docs/rewards.md; docs/pods.md for many hosts).
+What the paper leaves open keeps the default of `ar3d_jax/config.py`, with its reason
+there. Weights are named as published and read from Hugging Face, or from where
+`--config.policy.weights` and `--config.codec.weights` say. Objects are shaded geometry:
+there is no appearance stage.
 
 AR3D-R1's recipe is Hi-GRPO with decoupled clip bounds and dynamic sampling. Plain
 Hi-GRPO, the last row of table 6, is

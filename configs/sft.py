@@ -3,7 +3,7 @@
     python -m ar3d_jax.sft --config=configs/sft.py --workdir=runs/sft \
         --config.catalog=data/catalog
 
-`tiny` is the shipped policy: 2.4 M parameters, plans of at most 48 tokens, 128 shape
+`tiny` is the shipped policy: 2.8 M parameters, plans of at most 48 tokens, 128 shape
 tokens of the shipped codec. `--config.codec.weights=FILE` takes another codec.
 """
 

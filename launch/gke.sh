@@ -21,7 +21,9 @@
 #
 # For example, the 7B preset on 32 chips, with a model of four parts on each host:
 #   bash launch/gke.sh run --image=IMAGE --accelerator=tpu-v5p-slice --topology=2x4x4 \
-#     --bucket=mine -- --config.mesh.fsdp=8 --config.mesh.tp=4
+#     --bucket=mine -- --config.mesh.fsdp=8 --config.mesh.tp=4 \
+#     --config.rewards.backend=remote --config.rewards.remote.servers=10.0.0.9:7071 \
+#     --config.rewards.remote.secret_file=/mnt/mine/rewards.secret
 #
 # The cluster needs the JobSet controller (0.6 or newer) and the Cloud Storage FUSE CSI
 # driver.

@@ -26,7 +26,9 @@
 #
 # For example, the 7B preset on 32 GPUs:
 #   bash launch/slurm.sh --workdir=/shared/runs/7b --nodes=4 --time=24:00:00 \
-#     -- --config.mesh.fsdp=8 --config.mesh.tp=4
+#     -- --config.mesh.fsdp=8 --config.mesh.tp=4 \
+#     --config.rewards.backend=remote --config.rewards.remote.servers=10.0.0.9:7071 \
+#     --config.rewards.remote.secret_file=/shared/rewards.secret
 #
 # The trainer starts the reward process (PyTorch) itself, on each host. Published reward
 # models want GPUs of their own: judges behind vLLM (launch/rewards_vllm.sh on another

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import signal
 import time
 import zlib
 
@@ -11,6 +12,7 @@ import pytest
 
 from ar3d_jax import collect, train
 from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.collect import Collector
 from ar3d_jax.config import (
     Config,
     LogConfig,
@@ -226,6 +228,40 @@ def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
         assert max(line["ratio_max"] for line in whole[1:]) > 1.0001  # stale by one
 
 
+def test_prompts_of_a_batch_ahead_come_again_after_a_stop(run, monkeypatch):
+    """No prompt is left out and none is doubled, though the batch was not kept."""
+    texts = {}
+    launch = Collector.launch
+
+    def recording(self, policy, step, clock, **kwargs):
+        position = self._source.get_state()
+        texts[step] = [prompt.text for prompt in self._source.take(2)]
+        self._source.set_state(position)
+        return launch(self, policy, step, clock, **kwargs)
+
+    monkeypatch.setattr(Collector, "launch", recording)
+    ahead = RolloutConfig(plan_tokens=4, prompt_tokens=(320,), ahead=1)
+    changes = {"steps": 5, "checkpoint_every": 100, "rollout": ahead}
+    run("whole", **changes)
+    whole = dict(texts)
+    assert len(whole) == 5
+    texts.clear()
+
+    def stopped(self, step, values):
+        write(self, step, values)
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        write = RunLog.write
+        patch.setattr(RunLog, "write", stopped)
+        assert len(run("cut", **changes)) == 2
+    assert sorted(texts) == [0, 1, 2]  # the third was ahead
+    del texts[2]
+    assert len(run("cut", **changes)) == 5
+    assert texts == whole
+
+
 def test_a_scorer_is_switched_off_in_a_run_that_goes_on_and_on_again(run, capfd):
     """Its scores vanish from the metrics, and the run says what has changed."""
     on = RewardsConfig(points=8)
@@ -284,6 +320,26 @@ def test_a_run_that_goes_on_keeps_what_its_rewards_are():
             for field in names:
                 differ = train._same_run(changed(section, field)) != mine
                 assert differ == (name == "kept"), (section, field)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "free"),
+    [
+        ("rollout", {"gather": False, "stop_early": False, "ahead": 1}, True),
+        ("rollout", {"plan_tokens": 5}, False),
+        ("rollout", {"temperature": 0.5}, False),
+        ("render", {"workers": 5}, True),
+        ("render", {"background": "black"}, False),
+        ("render", {"light": "camera"}, False),
+        ("render", {"cameras": "hammersley"}, False),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_rollouts_and_pictures(section, changes, free):
+    """And may change what only memory and time depend on."""
+    config = Config()
+    other = dataclasses.replace(getattr(config, section), **changes)
+    config = dataclasses.replace(config, **{section: other})
+    assert (train._same_run(config) == train._same_run(Config())) == free
 
 
 def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):

@@ -117,7 +117,16 @@ def test_unknown_fields_and_wrong_types_are_named(values, named):
         ({"rollout": {"temperature": 0.0}}, "rollout.temperature"),
         ({"objective": {"aggregation": "mean"}}, "objective.aggregation"),
         ({"objective": {"micro_batch": 40}}, "objective.micro_batch"),  # of 96 rows
-        ({"objective": {"micro_batch": 4}}, "objective.micro_batch"),  # cuts a group
+        (
+            {"objective": {"lam_end": 0.5}},
+            "with objective.lam_steps=0, objective.lam_e",
+        ),
+        ({"objective": {"lam_steps": 61}}, "objective.lam_steps is 61"),  # of 60 steps
+        ({"objective": {"clip_high": 0.0}}, "objective.clip_low/clip_high"),
+        ({"optim": {"b1": 1.0}}, "optim.b1"),
+        ({"optim": {"b2": 1.0}}, "optim.b2"),
+        ({"optim": {"eps": 0.0}}, "optim.eps"),
+        ({"optim": {"weight_decay": -0.1}}, "optim.weight_decay"),
         ({"rewards": {"scorers": {"parts": "shapelm"}}}, "rewards.scorers.parts"),
         ({"rewards": {"on_failure": "zero"}}, "rewards.on_failure"),
         ({"rewards": {"remote": {"in_flight": 0}}}, "rewards.remote.in_flight"),

@@ -283,11 +283,12 @@ def test_a_prompt_that_is_too_long_is_a_failure(weights, tmp_path):
         (("--best",), "--best without --checkpoint"),
         (("--config.benchmark=reasoning249", "--workdir=EVALUATED"), "another --work"),
         (("--config.batch=5", "--workdir=EVALUATED"), "another --workdir"),
+        (("POLICY", "--one_step", *SMALL, "--workdir=EVALUATED"), "shape at once; ch"),
     ],
 )
-def test_bad_input_is_one_line(flags, expected, evaluated, tmp_path):
+def test_bad_input_is_one_line(flags, expected, evaluated, policy, tmp_path):
     (tmp_path / "empty").mkdir()
-    places = {"EMPTY": tmp_path / "empty", "EVALUATED": evaluated}
+    places = {"EMPTY": tmp_path / "empty", "EVALUATED": evaluated, "POLICY": policy}
     words = ["evaluate", f"--workdir={tmp_path / 'out'}", *flags]
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]

@@ -126,7 +126,9 @@ def test_four_hosts_are_as_one_process(start, tmp_path):
         "--config.steps=1",
         "--config.eval_every=0",
         "--config.prompts_per_step=4",
-        "--config.objective.micro_batch=8",
+        "--config.objective.micro_batch=4",
+        "--config.objective.updates_per_rollout=2",
+        "--config.objective.minibatches=2",
         "--config.mesh.data=2",
         "--config.mesh.fsdp=2",
     )

@@ -43,7 +43,8 @@ class Selection:
 
         A group has spread if one of its steps has more than `min_spread` (deviation,
         1/G) among two valid rollouts or more. A group without any valid rollout is
-        never kept. The groups seen here count among the recent ones of the next call.
+        never kept; one that `compared` says nothing of may be of medium complexity.
+        The groups seen here count among the recent ones of the next call.
 
         Args:
             rewards: by step, those that are trained on.
@@ -62,7 +63,7 @@ class Selection:
                     np.array(self._recent),
                     [self._config.band_low, self._config.band_high],
                 )
-                keep &= (means >= low) & (means <= high)
+                keep &= ~((means < low) | (means > high))
             self._recent.extend(means[np.isfinite(means)].tolist())
         return keep
 

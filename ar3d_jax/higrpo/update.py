@@ -188,14 +188,17 @@ def minibatches(
 def over_updates(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """One line for several updates of a batch, from the metrics of each, on the host.
 
-    Means of those that are numbers; of `ratio_max` the largest; `mismatch` of the first
-    that had tokens, because later ones hold what the updates changed.
+    Means of those that are numbers, of `grad_norm` of all: one that is not finite must
+    show; of `ratio_max` the largest; `mismatch` of the first that had tokens, because
+    later ones hold what the updates changed.
     """
     line = {}
     for name in metrics[0]:
         values = np.array([of[name] for of in metrics])
         there = values[np.isfinite(values)]
         line[name] = there.mean() if there.size else np.nan
+        if name == "grad_norm":
+            line[name] = values.mean()
         if name == "ratio_max":
             line[name] = values.max()
         if name == "mismatch" and there.size:
@@ -222,7 +225,8 @@ def update_step(
 
     Metrics: `loss`, `loss/<step>`, `kl` (NaN without reference), `entropy`,
     `clip_fraction`, `ratio_max`, `mismatch` (mean distance of the policy's and the
-    sampler's log-probabilities, nats), `grad_norm` (before clipping),
+    sampler's log-probabilities, nats), `grad_norm` (before clipping; what is not finite
+    was left out of the step),
     `reward/<step>_std` (spread within groups of the reward that was trained on) and
     `groups_used` (prompts whose group teaches something in one of its steps). Means are
     over the tokens that count; NaN where none does.

@@ -11,6 +11,7 @@ from scipy import stats
 
 from ar3d_jax import command
 from ar3d_jax.config import Config, to_dict
+from ar3d_jax.data.prompts import PromptSource
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.ensemble import COARSE_DIVISORS, REFINED_DIVISORS
 from ar3d_jax.rewards.sidecar.scorers import embedded
@@ -45,7 +46,7 @@ def parsed(*words):
 
 
 def config_of(row):
-    words = shlex.split(row.command())
+    words = shlex.split(row.command("runs/row"))
     assert words[:3] == ["python", "-m", "ar3d_jax.train"]
     assert words[-1] == "--workdir=runs/row"
     return parsed(*words[3:])
@@ -137,7 +138,6 @@ def test_the_same_training_is_made_once():
     rows = {name: row for name, row in ROWS}
     same = [
         ("table6-higrpo", "tableown-higrpo"),
-        ("figure3-data3", "table2-decoupled"),
         ("table6-plan", "table2-grpo"),
         ("table1-all", "table2-grpo"),
     ]
@@ -162,7 +162,21 @@ def test_a_study_with_minibatches_has_configs_that_are_allowed(minibatches):
 def test_the_docs_list_every_command():
     text = (ROOT / "docs" / "study_commands.md").read_text()
     assert text == study_rows.as_markdown()
-    assert all(row.command() in text for _, row in ROWS)
+    commands = [line for line in text.splitlines() if line.startswith("python -m ")]
+    assert len(commands) == len(ROWS)
+    workdirs = {line.split("--workdir=")[1] for line in commands}
+    assert len(workdirs) == len(ROWS)  # a run in another's folder would go on there
+    for name, row in ROWS:
+        start, _ = row.command("/DIR").split("/DIR")
+        assert any(line.startswith(start) for line in commands), name
+
+
+def test_figure_3_sees_its_prompts_more_than_once():
+    """Else more data would be the same data."""
+    shares = [row.fields["data.share"] for row in FIGURES["3"]]
+    assert shares == [0.0333, 0.05, 0.0667, 0.1, 0.1, 0.1]
+    prompts = len(PromptSource("catalog", batch=4, seed=0).rows)
+    assert prompts * max(shares) < 60 * 4
 
 
 def test_the_smallest_detectable_effect_is_that_of_a_power_analysis():
@@ -197,7 +211,7 @@ def study_of(tmp_path):
         if "table" not in flags.FLAGS:
             study._define_flags()
         flags.FLAGS.unparse_flags()
-        for name in ("table", "figure", "results", "workdir", "seeds"):
+        for name in ("table", "figure", "results", "workdir", "seeds", "minibatches"):
             flags.FLAGS[name].unparse()
         places = [f"--results={tmp_path / 'r.jsonl'}", f"--workdir={tmp_path / 'w'}"]
         flags.FLAGS(["study", *places, *words])
@@ -256,6 +270,7 @@ def test_a_study_says_what_it_cannot_do_before_it_trains(study_of, tmp_path):
     for words, message in (
         ((), "expected one of --table="),
         (("--table=9",), "no such table or figure: 9; expected 1, 2, 3"),
+        (("--table=3", "--minibatches=4"), "--minibatches=4 with --updates_per_rollo"),
         (("--table=3", f"--results={tmp_path}"), "cannot write .*; choose a file"),
         (("--table=3", f"--workdir={tmp_path}/file"), "cannot write .*/file"),
     ):

@@ -52,6 +52,16 @@ def test_medium_keeps_what_lies_between_quantiles_of_recent_groups():
     assert np.flatnonzero(~kept).tolist() == [*range(10), *range(90, 100)]
 
 
+def test_a_group_of_unknown_complexity_is_kept():
+    """The compared score is down; what the other step was rewarded by still teaches."""
+    selection = Selection(ObjectiveConfig(dynamic_sampling="medium"))
+    rng = np.random.default_rng(0)
+    chosen(selection, rng.normal(size=(LEAST_BAND, 2)))
+    rewards = {"coarse": np.full((3, 2), NAN), "refined": rng.normal(size=(3, 2))}
+    assert selection.choose(rewards, rewards["coarse"]).all()
+    assert len(selection.get_state()) == LEAST_BAND
+
+
 def test_the_state_goes_on_elsewhere():
     config = ObjectiveConfig(dynamic_sampling="medium")
     rng = np.random.default_rng(0)
