@@ -8,10 +8,9 @@ training the last policy is evaluated on the catalog's held-out objects by the j
 which is never a reward: that is what is compared, not rewards. Each finished run is a
 line of `--results`; runs that are there are not made again, whatever machine made them.
 What makes a run is the row's overrides, preset and seed, not the defaults of the config
-file: after a change of those, name another file.
-At the end the table is printed, and written to the workdir, as Markdown and as CSV,
-beside a picture of rewards and judge's scores along the runs. One JSON line closes the
-output.
+file: after a change of those, name another file. At the end the table is printed, and
+written to the workdir, as Markdown and as CSV, beside a picture of rewards and judge's
+scores along the runs. One JSON line closes the output.
 
 The smallest detectable effect comes first: the difference of two rows' means that this
 many seeds would find significant (5%, two-sided) with 80% power, by the spread between

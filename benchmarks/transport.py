@@ -2,9 +2,9 @@
 
     python -m benchmarks.transport
 
-A batch is 32 objects. Stand-ins take the places
-of both ends: a worker that copies ready views and points into the slot, a sidecar that
-copies them out. Everything else is the real thing: processes, messages, ring.
+A batch is 32 objects. Stand-ins take the places of both ends: a worker that copies
+ready views and points into the slot, a sidecar that copies them out. Everything else is
+the real thing: processes, messages, ring.
 
 - `gb_per_s`: bytes of logits, views and points of a batch, each written once and read
   once, over the time from `submit` to `collect`.
