@@ -253,7 +253,7 @@ class ObjectiveConfig:
     resample_prompts: int = (
         4  # prompts per round, 0: as many as prompts_per_step; tiny:
     )
-    # our choice, a third: one group or two of twelve are replaced, in 1.14 of the time
+    # our choice, a third: two groups of twelve are replaced, in 1.2 of the time
     micro_batch: int = (
         16  # rows in one gradient pass: memory only, the result is the same
     )
