@@ -67,9 +67,7 @@ SAME_RUN = (
     "group_size",
     "paradigm",
     "policy.weights",  # the reference
-    *("lora.", "codec.", "data."),
-    *("rollout.plan", "rollout.prompt", "rollout.refined_sees_coarse"),
-    *("rollout.temperature", "rollout.top_", "rollout.full_vocabulary"),
+    *("lora.", "codec.", "rollout.", "render.", "data."),
     *("rewards.scorers.", "rewards.weights.", "rewards.points"),
     *("rewards.ensemble", "rewards.normalise_scores", "rewards.part_lists"),
     # Of scorers that are off, too: they may be switched on again, and then must be what
@@ -78,8 +76,11 @@ SAME_RUN = (
     *(f"rewards.shapellm.{field}" for field in ("weights", "encoder", "up")),
     *(f"rewards.{judge}.{field}" for judge in JUDGES for field in _ANSWERS),
     "evaluation.judged",
-    *("render.views", "render.size", "render.pitch", "render.radius", "render.fov"),
-    *("render.cameras", "render.background", "render.light"),
+)
+# Of those, what only memory and time depend on, or mesh files alone.
+FREE = (
+    *("rollout.gather", "rollout.stop_early", "rollout.ahead"),
+    *("render.workers", "render.max_faces", "render.colours"),
 )
 
 
@@ -374,7 +375,7 @@ def _as_markdown(plans: dict[str, str]) -> str:
 
 
 def _same_run(config: Config) -> dict[str, Any]:
-    """The values of SAME_RUN's fields, by dotted name."""
+    """The values of SAME_RUN's fields, without those that are FREE, by dotted name."""
     flat: dict[str, Any] = {}
 
     def flatten(values: dict[str, Any], prefix: str) -> None:
@@ -385,7 +386,8 @@ def _same_run(config: Config) -> dict[str, Any]:
                 flat[prefix + name] = value
 
     flatten(to_dict(config), "")
-    return {name: value for name, value in flat.items() if name.startswith(SAME_RUN)}
+    kept = [name for name in flat if name.startswith(SAME_RUN) and name not in FREE]
+    return {name: flat[name] for name in kept}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from ar3d_jax import train
+from ar3d_jax.metrics import NoLog
 
 VARYING = (
     "time/",
@@ -213,3 +217,18 @@ def test_bad_input_is_one_line_and_status_2(start, weights, tmp_path):
         assert process.returncode == 2, (flag, err)
         assert "Traceback" not in err
         assert cases[flag] in err.splitlines()[-1], (flag, err)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"grad_norm": 1.0, "groups_used": 2}, []),
+        ({"grad_norm": np.inf, "groups_used": 2}, ["step 3: the gradient is not fini"]),
+        ({"grad_norm": 0.0, "groups_used": 0}, ["step 3: no group has any spread of"]),
+    ],
+)
+def test_a_run_says_that_nothing_was_learnt(metrics, said, monkeypatch):
+    lines = []
+    monkeypatch.setattr(NoLog, "say", lambda self, line: lines.append(line))
+    train._warn_of_no_signal(3, metrics, NoLog())
+    assert [line[: len(of)] for line, of in zip(lines, said, strict=True)] == said

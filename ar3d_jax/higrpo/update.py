@@ -192,17 +192,17 @@ def over_updates(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     show; of `ratio_max` the largest; `mismatch` of the first that had tokens, because
     later ones hold what the updates changed.
     """
+    of_all = {"grad_norm": np.mean, "ratio_max": np.max}
     line = {}
     for name in metrics[0]:
         values = np.array([of[name] for of in metrics])
         there = values[np.isfinite(values)]
-        line[name] = there.mean() if there.size else np.nan
-        if name == "grad_norm":
-            line[name] = values.mean()
-        if name == "ratio_max":
-            line[name] = values.max()
-        if name == "mismatch" and there.size:
+        if name in of_all:
+            line[name] = of_all[name](values)
+        elif name == "mismatch" and there.size:
             line[name] = there[0]
+        else:
+            line[name] = there.mean() if there.size else np.nan
     return line
 
 
@@ -225,11 +225,10 @@ def update_step(
 
     Metrics: `loss`, `loss/<step>`, `kl` (NaN without reference), `entropy`,
     `clip_fraction`, `ratio_max`, `mismatch` (mean distance of the policy's and the
-    sampler's log-probabilities, nats), `grad_norm` (before clipping; what is not finite
-    was left out of the step),
-    `reward/<step>_std` (spread within groups of the reward that was trained on) and
-    `groups_used` (prompts whose group teaches something in one of its steps). Means are
-    over the tokens that count; NaN where none does.
+    sampler's log-probabilities, nats), `grad_norm` (before clipping; one that is not
+    finite was left out of the step), `reward/<step>_std` (spread within groups of the
+    reward that was trained on) and `groups_used` (prompts whose group teaches something
+    in one of its steps). Means are over the tokens that count; NaN where none does.
 
     Args:
         state: donated.
