@@ -26,7 +26,7 @@ def markdown(report: Report, shown: int) -> str:
     if categories := tables.by_category(report):
         parts.append("## By category")
         parts += [section(table, level=3) for table in categories]
-    rest = [tables.coverage(report), tables.failures(report)]
+    rest = [tables.coverage(report), tables.failures(report), tables.noted(report)]
     parts += [section(table) for table in rest if table]
     parts += _strangers(report)
     parts += _objects(report, shown)

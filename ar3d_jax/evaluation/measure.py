@@ -184,6 +184,7 @@ def _join(shape: Shape | None, answer: Measured) -> Record:
         points=answer.points,
         packed=shape.packed,
         health=shape.health,
+        notes=answer.notes,
     )
 
 

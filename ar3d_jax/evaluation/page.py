@@ -229,6 +229,11 @@ def _coverage(report: Report) -> str:
             f"<details open><summary>{len(failed.rows)} without a score</summary>"
             f'<div class="scroll">{_table(failed)}</div></details>'
         )
+    if noted := tables.noted(report):
+        parts.append(
+            f"<details open><summary>{len(noted.rows)} drawn with something passed "
+            f'over</summary><div class="scroll">{_table(noted)}</div></details>'
+        )
     for system in report["systems"]:
         if system["strangers"]:
             count, name = len(system["strangers"]), _text(system["name"])

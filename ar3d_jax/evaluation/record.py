@@ -20,7 +20,7 @@ import numpy as np
 from ar3d_jax.codec import voxels
 from ar3d_jax.errors import writing
 
-VERSION = 1  # of what is measured; part of every key
+VERSION = 2  # of what is measured and how files are read; part of every key
 RESOLUTION = 32  # voxels for IoU and diversity; the tiny codec's, our choice for all
 
 
@@ -36,6 +36,7 @@ class Record:
         points: [n, 3] float32, on the surface.
         packed: surface voxels, as `codec.voxels.pack` writes them.
         health: `geometry.health`'s numbers by name.
+        notes: what was passed over in the mesh's file, a line each.
         picture: the file that shows it, or ""; not kept in the record's own.
     """
 
@@ -50,6 +51,7 @@ class Record:
         default_factory=lambda: np.zeros(RESOLUTION**3 // 8, np.uint8)
     )
     health: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     picture: str = ""
 
     @property
@@ -82,6 +84,7 @@ def save(record: Record, path: Path) -> None:
         "failure": record.failure,
         "reasons": dict(record.reasons),
         "health": dict(record.health),
+        "notes": record.notes,
     }
     arrays: dict[str, Any] = {
         "said": np.array(json.dumps(said)),
@@ -103,6 +106,7 @@ def load(path: Path) -> Record | None:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             said = json.loads(str(arrays["said"]))
+            said["notes"] = tuple(said["notes"])
             by_kind: dict[str, dict[str, np.ndarray]] = {"vectors": {}, "texts": {}}
             for name in arrays.files:
                 kind, _, feature_set = name.partition("/")

@@ -186,7 +186,13 @@ def _coverage(system: Scored, step: str) -> dict[str, Any]:
             reason = reason or "not sampled"
             failed.append({"id": thing.item.id, "seed": thing.seed, "reason": reason})
     asked = len(system.objects)
-    return {"asked": asked, "scored": asked - len(failed), "failed": failed}
+    noted = [
+        {"id": thing.item.id, "seed": thing.seed, "notes": list(records[step].notes)}
+        for thing, records in zip(system.objects, system.records, strict=True)
+        if step in records and records[step].notes
+    ]
+    counts = {"asked": asked, "scored": asked - len(failed)}
+    return {**counts, "failed": failed, "noted": noted}
 
 
 def _variety(system: Scored, step: str) -> dict[str, Statistic]:

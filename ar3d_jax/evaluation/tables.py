@@ -223,6 +223,18 @@ def failures(report: Report) -> Table | None:
     return Table("Failed", tuple((x,) for x in head), tuple(rows)) if rows else None
 
 
+def noted(report: Report) -> Table | None:
+    """Every file of which something was passed over; None if there is none."""
+    rows = [
+        (system["name"], note["id"], step, "; ".join(note["notes"]))
+        for system, step in columns(report)
+        for note in system["coverage"].get(step, {}).get("noted", [])
+    ]
+    head = (("system",), ("object",), ("step",), ("the file",))
+    note = "These objects are scored; what their files have more is not drawn."
+    return Table("Passed over", head, tuple(rows), note) if rows else None
+
+
 def explained(report: Report) -> Table:
     """What each metric says."""
     rows = [

@@ -72,7 +72,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def in_lines(report: Mapping[str, Any]) -> str:
-    """The CLIP scores of each system, for the terminal."""
+    """Each system's CLIP scores, and what was passed over, for the terminal."""
     lines = []
     for system in report["systems"]:
         for step in system["steps"]:
@@ -87,4 +87,10 @@ def in_lines(report: Mapping[str, Any]) -> str:
                 f"{system['name']} {step}: {covered['scored']} of {covered['asked']} "
                 f"scored; {', '.join(numbers)}"
             )
+            if noted := covered.get("noted"):
+                first = noted[0]
+                lines.append(
+                    f"warning: {len(noted)} of them drawn with something passed over, "
+                    f"such as {first['id']}: {first['notes'][0]}"
+                )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, UInt8
 
 from ar3d_jax.codec.surface import Mesh
 from ar3d_jax.render.meshes import PaintedMesh
+from ar3d_jax.render.pictures import REPEAT, lookup
 
 # Where a mesh has no colours: what ReCon++ was shown in half of its training, 0.4.
 NEUTRAL = 102
@@ -70,12 +71,10 @@ def _colours(
     colours = np.einsum("kc,kcx->kx", weights, mesh.colours[corners] / 255.0)
     uv = np.einsum("kc,kcx->kx", weights, mesh.uv[corners])
     first = 0
-    for count, picture in mesh.textures:
+    wraps = mesh.wraps or (REPEAT,) * len(mesh.textures)
+    for (count, picture), wrap in zip(mesh.textures, wraps, strict=True):
         mine = (face >= first) & (face < first + count)
         first += count
         if picture is not None and mine.any():
-            height, width = picture.shape[:2]
-            at = np.floor(uv[mine] % 1.0 * (width, height)).astype(int)
-            column, row = np.minimum(at, (width - 1, height - 1)).T
-            colours[mine] *= picture[row, column] / 255.0
+            colours[mine] *= lookup(picture, uv[mine], wrap) / 255.0
     return (colours * 255).round().astype(np.uint8)

@@ -25,6 +25,7 @@ from ar3d_jax.errors import UserError
 from ar3d_jax.render import cameras
 from ar3d_jax.render.geometry import vertex_normals
 from ar3d_jax.render.meshes import PaintedMesh
+from ar3d_jax.render.pictures import REPEAT, Wrap
 
 # Pictures are drawn twice as wide and high and averaged 2x2: smooth edges and shading,
 # at a third of the cost of four samples per pixel in Mesa's software rasteriser.
@@ -219,8 +220,9 @@ class Renderer:
         self._platform.make_current()
         pipeline, columns = self._plain, [mesh.vertices, vertex_normals(mesh)]
         textures: tuple[tuple[int, np.ndarray | None], ...] = ((len(mesh.faces), None),)
+        wraps: tuple[tuple[Wrap, Wrap], ...] = ()
         if self._painted and isinstance(mesh, PaintedMesh):
-            pipeline, textures = self._painted, mesh.textures
+            pipeline, textures, wraps = self._painted, mesh.textures, mesh.wraps
             columns += [mesh.colours / np.float32(255), mesh.uv]
         vertices = np.hstack(columns).astype(np.float32)
         corners = mesh.faces.astype(np.uint32)
@@ -236,7 +238,7 @@ class Renderer:
         gl.glFrontFace(gl.GL_CW)  # upside down: see `lenses` above
         (gl.glDisable if two_sided else gl.glEnable)(gl.GL_CULL_FACE)
         gl.glPixelStorei(gl.GL_PACK_ALIGNMENT, 1)
-        with self._uploaded(textures, pipeline) as ranges:
+        with self._uploaded(textures, wraps, pipeline) as ranges:
             for first in range(0, views, self._views_per_pass):
                 part = out[first : first + self._views_per_pass]
                 self._draw_pass(pipeline.program, ranges, first, part)
@@ -244,7 +246,10 @@ class Renderer:
 
     @contextlib.contextmanager
     def _uploaded(
-        self, textures: tuple[tuple[int, np.ndarray | None], ...], pipeline: Pipeline
+        self,
+        textures: tuple[tuple[int, np.ndarray | None], ...],
+        wraps: tuple[tuple[Wrap, Wrap], ...],
+        pipeline: Pipeline,
     ) -> Iterator[list[tuple[int, int]]]:
         """Per range of faces: how many, and which texture; 0: this pipeline has none.
 
@@ -257,7 +262,8 @@ class Renderer:
         white = np.full((1, 1, 3), 255, np.uint8)
         names = np.atleast_1d(gl.glGenTextures(len(textures))).tolist()
         gl.glPixelStorei(gl.GL_UNPACK_ALIGNMENT, 1)
-        for name, (_, given) in zip(names, textures, strict=True):
+        wraps = wraps or (REPEAT,) * len(textures)
+        for name, (_, given), wrap in zip(names, textures, wraps, strict=True):
             picture = np.ascontiguousarray(white if given is None else given)
             height, width, _ = picture.shape
             gl.glBindTexture(gl.GL_TEXTURE_2D, name)
@@ -270,6 +276,11 @@ class Renderer:
             gl.glTexParameteri(
                 gl.GL_TEXTURE_2D, gl.GL_TEXTURE_MIN_FILTER, gl.GL_LINEAR_MIPMAP_LINEAR
             )
+            for axis, kind in zip(
+                (gl.GL_TEXTURE_WRAP_S, gl.GL_TEXTURE_WRAP_T), wrap, strict=True
+            ):
+                how = {"clamp": gl.GL_CLAMP_TO_EDGE, "mirror": gl.GL_MIRRORED_REPEAT}
+                gl.glTexParameteri(gl.GL_TEXTURE_2D, axis, how.get(kind, gl.GL_REPEAT))
         try:
             counts = [count for count, _ in textures]
             yield list(zip(counts, names, strict=True))

@@ -25,6 +25,8 @@ from ar3d_jax.render.geometry import surface_points
 from ar3d_jax.render.renderer import Renderer
 from ar3d_jax.rewards import wire
 
+FILE_SEED = 0  # of the surface points of mesh files
+
 
 def draw_object(
     renderer: Renderer,
@@ -46,7 +48,8 @@ def draw_object(
         raise ValueError("the logits are not finite")
     mesh = surface.extract(logits)
     renderer.draw(mesh, views)
-    return _fill_points(mesh, points, colours, logits)
+    digest = hashlib.blake2b(logits.tobytes(), digest_size=8).digest()
+    return _fill_points(mesh, points, colours, int.from_bytes(digest, "little"))
 
 
 def draw_file(
@@ -56,32 +59,34 @@ def draw_file(
     views: UInt8[np.ndarray, "V H W 3"],
     points: Float[np.ndarray, "n 3"],
     colours: UInt8[np.ndarray, "n 3"],
-) -> int:
-    """Fills the arrays from a mesh file; how many points are valid: all.
+) -> tuple[int, list[str]]:
+    """Fills the arrays from a mesh file: how many points are valid, all; and notes.
 
-    It is drawn from both sides, as nobody knows how it is wound. The points' seed comes
-    from its vertices.
+    It is drawn from both sides, as nobody knows how it is wound. The seed of the points
+    is the same for all files: an object that is written in two ways gets nearly the
+    same points. Notes are those of `meshes.load`.
 
     Raises:
         ValueError: `meshes.load` refuses it, or it has no area.
     """
     config = renderer.config
-    mesh = meshes.load(path, up=up, max_faces=config.max_faces, colours=config.colours)
+    notes: list[str] = []
+    mesh = meshes.load(
+        path, up=up, max_faces=config.max_faces, colours=config.colours, notes=notes
+    )
     renderer.draw(mesh, views, two_sided=True)
-    return _fill_points(mesh, points, colours, mesh.vertices)
+    return _fill_points(mesh, points, colours, FILE_SEED), notes
 
 
 def _fill_points(
     mesh: surface.Mesh,
     points: Float[np.ndarray, "n 3"],
     colours: UInt8[np.ndarray, "n 3"],
-    source: np.ndarray,
+    seed: int,
 ) -> int:
     points[:], colours[:] = 0.0, 0
     if not len(mesh.faces):
         return 0
-    digest = hashlib.blake2b(source.tobytes(), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little")
     points[:], colours[:] = surface_points(mesh, len(points), seed)
     return len(points)
 
@@ -95,14 +100,14 @@ def _prepare(config: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
 
     def draw(request: dict[str, Any]) -> dict[str, Any]:
         slot, sequence = request["draw"], request["sequence"]
-        started, problem = time.perf_counter(), None
+        started, problem, notes = time.perf_counter(), None, []
         try:
             if ring.sequence[slot] != sequence:
                 raise ValueError(f"slot {slot} holds another object than announced")
             target = ring.views[slot], ring.points[slot], ring.colours[slot]
             if path := request.get("mesh"):
                 up = request.get("up", "y")
-                count = draw_file(renderer, path, up, *target)
+                count, notes = draw_file(renderer, path, up, *target)
             else:
                 count = draw_object(renderer, ring.logits[slot], *target)
             ring.point_count[slot] = count
@@ -116,6 +121,7 @@ def _prepare(config: dict[str, Any], ring: wire.Ring) -> Iterator[wire.Answer]:
             "sequence": sequence,
             "seconds": seconds,
             "error": problem,
+            "notes": notes,
         }
 
     with renderer:

@@ -277,6 +277,7 @@ class Courier:
             self._settle(item, f"drawing failed: {message['error']}")
             return True
         item.state = State.DRAWN
+        item.ticket.notes[item.index] = tuple(message.get("notes", ()))
         item.ticket.keep_drawing(item, self._ring)
         if not self._sidecars or not item.ticket.asked:
             self._settle(item)

@@ -39,6 +39,7 @@ class Measured:
         texts: Set -> float32 [D], the caption's; of sets that read text.
         reasons: Set -> why it has no vectors; only sets that failed.
         truncated: Sets that saw only the beginning of the caption, which was too long.
+        notes: What was passed over in its file, a line each.
         views: uint8 [V, H, W, 3] where they were to be kept; white after a failure.
     """
 
@@ -50,6 +51,7 @@ class Measured:
     texts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     truncated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     views: np.ndarray | None = None
 
 
@@ -81,8 +83,9 @@ class Measurements(Ticket):
     def keep_drawing(self, item: Item, ring: wire.Ring) -> None:
         """Views and points."""
         super().keep_drawing(item, ring)
-        points = ring.points[item.slot, : ring.point_count[item.slot]]
-        self.measured[item.index].points = points.copy()
+        own = self.measured[item.index]
+        own.points = ring.points[item.slot, : ring.point_count[item.slot]].copy()
+        own.notes = self.notes[item.index]
 
     def keep_answer(self, item: Item, ring: wire.Ring, message: dict[str, Any]) -> bool:
         """Vectors or a reason per set."""

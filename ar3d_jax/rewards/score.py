@@ -62,11 +62,13 @@ class Scored:
         wanted: The mesh.
         scores: By role; only where there is a number.
         reasons: By role; why there is none.
+        warnings: What was passed over in its file, a line each.
     """
 
     wanted: Wanted
     scores: Mapping[str, float]
     reasons: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 # --- What is asked --------------------------------------------------------------------
@@ -194,19 +196,21 @@ def score(
             under_way.append((one, ticket))
             while len(under_way) == slots or (under_way and index == len(wanted)):
                 first, ticket = under_way.popleft()
-                yield _scored(first, *scoring.collect(ticket))
+                yield _scored(first, *scoring.collect(ticket), ticket.notes[0])
 
 
 def _scored(
     wanted: Wanted,
     scores: Mapping[str, np.ndarray],
     reasons: Mapping[str, Sequence[str | None]],
+    warnings: tuple[str, ...],
 ) -> Scored:
     """Of a ticket of one object."""
     return Scored(
         wanted,
         {role: float(s[0]) for role, s in scores.items() if np.isfinite(s[0])},
         {role: reason for role, (reason,) in reasons.items() if reason is not None},
+        warnings,
     )
 
 
@@ -214,13 +218,14 @@ def _scored(
 
 
 def as_json(scored: Sequence[Scored], scorers: Mapping[str, str]) -> str:
-    """A JSON document: scorers by role, and of each mesh its scores and reasons."""
+    """A JSON document: scorers by role; of each mesh scores, reasons and warnings."""
     rows = [
         {
             "mesh": str(one.wanted.mesh),
             "prompt": one.wanted.prompt,
             "scores": {role: one.scores.get(role) for role in scorers},
             "reasons": one.reasons,
+            "warnings": list(one.warnings),
         }
         for one in scored
     ]
@@ -229,7 +234,7 @@ def as_json(scored: Sequence[Scored], scorers: Mapping[str, str]) -> str:
 
 
 def as_table(scored: Sequence[Scored], scorers: Mapping[str, str]) -> str:
-    """A row per mesh, a column per role, and below why scores are missing.
+    """A row per mesh, a column per role, and below why scores are missing, warnings.
 
     Where all are missing for one reason, as of a mesh that cannot be drawn, the row
     says it.
@@ -262,6 +267,12 @@ def as_table(scored: Sequence[Scored], scorers: Mapping[str, str]) -> str:
         ]
         cells = [*cells[: len(head)], end] if end else cells
         lines.append("  ".join(cells).rstrip())
+    warned = [one for one in scored if one.warnings]
+    notes += [
+        f"{one.wanted.mesh}, warning: {line}" for one in warned for line in one.warnings
+    ]
+    if warned:
+        notes.append(f"{len(warned)} of {len(scored)} drawn with something passed over")
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 

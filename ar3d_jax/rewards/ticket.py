@@ -37,6 +37,7 @@ class Ticket(abc.ABC):
         views: uint8 [N, V, H, W, 3], or None where nobody asked to keep them.
         draw_s: Seconds that workers spent on its objects, all together.
         answer_s: Seconds between the sidecar's requests and its answers, together.
+        notes: Of each object, what was passed over in its file.
         unsettled: Objects that are still on their way.
         done: Set when there are none, or when there will be no more answers.
     """
@@ -51,6 +52,7 @@ class Ticket(abc.ABC):
         """A ticket for `count` objects; `views` is filled with their pictures."""
         self.asked, self.deadline, self.views = asked, deadline, views
         self.draw_s = self.answer_s = 0.0
+        self.notes: list[tuple[str, ...]] = [()] * count
         self.unsettled = count
         self.done = threading.Event()
         if not count:

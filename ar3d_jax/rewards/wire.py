@@ -57,7 +57,7 @@ Messages, one JSON object per line:
 | {start: {version, config: {...}}}                                          | trainer |
 | {hello: {version, pid, imported: [...]}} or {failed: "one line"}           | child   |
 | {draw: slot, sequence}; of a file, also mesh: path and up: y or z          | trainer |
-| {drawn: slot, sequence, seconds, error: null or "why"}                     | worker  |
+| {drawn: slot, sequence, seconds, error: null or "why", notes: ["line"]}    | worker  |
 | {about: {scorer: {roles, model, revision, place}}}, once, after hello      | sidecar |
 | {score: slot, sequence, prompt, roles: [...], patience}                    | trainer |
 | {begun: slot, sequence, roles: [...]}                                      | sidecar |
@@ -70,7 +70,8 @@ Objects are scored side by side, and by several scorers at once: `scored` comes 
 scorer, with its roles, in any order; after `patience` seconds, with a reason, where
 there is no score. `begun` comes before a scorer of the sidecar's own process takes an
 object in hand: if that process then dies, it may have died of the object. All other
-requests are answered in turn. `why` is null where a set has its vectors; `truncated`
+requests are answered in turn. `notes` say what was passed over in a mesh file. `why` is
+null where a set has its vectors; `truncated`
 lists the sets that saw only the beginning of the caption.
 
 Covered: death of any process at any time (kill -9 included), a child that hangs or does
