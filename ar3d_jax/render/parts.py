@@ -10,7 +10,7 @@ from typing import Any
 
 import mapbox_earcut
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from ar3d_jax.render import pictures
 from ar3d_jax.render.pictures import Texture, Wrap
@@ -68,7 +68,7 @@ def refuse(count: int, limit: int, what: str) -> None:
         raise ValueError(f"has {count:,} {what}; at most {limit:,} are loaded")
 
 
-def check_corners(faces: Int[np.ndarray, "*m"], count: int) -> None:
+def check_corners(faces: Integer[np.ndarray, "..."], count: int) -> None:
     """Raises ValueError where a face has a vertex that is not one of `count`."""
     if faces.size and (faces.min() < 0 or faces.max() >= count):
         raise ValueError("has a face with a vertex that does not exist")

@@ -1,9 +1,10 @@
+"""Files that are too large, or headers that are none, are refused before the data."""
+
 import time
-from pathlib import Path
 
 import pytest
 
-from ar3d_jax.render import face_counts, meshes
+from ar3d_jax.render import gltf, meshes, obj, ply
 from tests.render import mesh_files
 
 MILLIONS = 10_000_000
@@ -47,7 +48,8 @@ def test_ten_million_faces_are_refused_before_they_are_loaded(
 ):
     path = tmp_path / f"a.{write.__name__[-3:]}"
     write(path)
-    monkeypatch.setattr(meshes, "_parts", None)  # they are not called
+    for module, reads_data in ((gltf, "_parts"), (obj, "text_of"), (ply, "_data")):
+        monkeypatch.setattr(module, reads_data, None)  # they are not called
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"^has 10,000,000 face.* at most 5,000,000"):
         meshes.load(path, up="y", max_faces=5_000_000)
@@ -59,17 +61,20 @@ def test_an_objs_lines_are_counted_across_chunks(tmp_path, monkeypatch):
     path = tmp_path / "a.obj"
     path.write_bytes(b"f 1 2 3\n# f\nvf 1\nf\t1 2 3\n f 1 2 3\nf 1 2 3")
     for chunk in range(1, 40):
-        monkeypatch.setattr(face_counts, "CHUNK", chunk)
-        face_counts.refuse_large(path, 3)
-        with pytest.raises(ValueError, match="has 3 faces; at most 2 are"):
-            face_counts.refuse_large(path, 2)
+        monkeypatch.setattr(obj, "CHUNK", chunk)
+        assert obj.count_faces(path) == 3
 
 
-def check(tree, limit):
-    face_counts._check_gltf(tree, limit)
+def check(path, tree, limit):
+    """Counts a file; with arrays that are not there, it ends after that."""
+    with pytest.raises(
+        ValueError, match=r"has .* at most|is cut off|no bufferView"
+    ) as e:
+        meshes.load(mesh_files.glb(path / "a.glb", tree), up="y", max_faces=limit)
+    return str(e.value)
 
 
-def test_what_counts_in_gltf():
+def test_what_counts_in_gltf(tmp_path):
     tree = {
         "accessors": accessors(30, 12),
         "meshes": [
@@ -79,13 +84,8 @@ def test_what_counts_in_gltf():
         "nodes": [{"mesh": 0, "children": [1, 2]}, {"mesh": 0}, {"mesh": 1}],
         "scenes": [{"nodes": [0]}],
     }
-    check(tree, 38)
-    with pytest.raises(ValueError, match="has 38 faces"):
-        check(tree, 37)
-    tree["nodes"] = []  # what no node shows is loaded, too
-    check(tree, 24)
-    with pytest.raises(ValueError, match="has 24 faces"):
-        check(tree, 23)
+    assert "at most" not in check(tmp_path, tree, 38)
+    assert "has 38 faces; at most 37" in check(tmp_path, tree, 37)
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,22 @@ def test_what_counts_in_gltf():
         ({"nodes": [{"children": [1, 2]}, {"children": [2]}, {}]}, "two parents"),
         ({"extensionsRequired": ["KHR_draco_mesh_compression"]}, "compressed .*draco"),
         ({"accessors": accessors(3, 10**12)}, "has 1,000,000,000,009 numbers"),
-        ({"meshes": [{"primitives": [PART | {"mode": 6}]}]}, "triangle fans"),
-        ({"accessors": [{"count": 3, "type": "VEC3"}] * 2}, "without data"),
+        (
+            {"accessors": [{"count": 3, "type": "VEC3", "componentType": 5126}] * 2},
+            "data",
+        ),
     ],
 )
-def test_gltf_that_the_loader_would_misunderstand(change, reason):
+def test_gltf_that_never_ends_or_has_no_data(change, reason, tmp_path):
     tree = {
         "accessors": accessors(3, 3),
         "meshes": [{"primitives": [PART]}],
         "nodes": [{"mesh": 0}],
         "scenes": [{"nodes": [0]}],
     }
-    check(tree, 1000)
+    path = mesh_files.glb(tmp_path / "a.glb", tree | change)
     with pytest.raises(ValueError, match=reason):
-        check(tree | change, 1000)
+        meshes.load(path, up="y", max_faces=1000)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +122,12 @@ def test_gltf_that_the_loader_would_misunderstand(change, reason):
         ("a.ply", b"ply\nformat ascii 1.0\nelement face 3\n" * 9999, "no header"),
         ("a.ply", b"solid\nend_header", "not PLY"),
         ("a.ply", b"ply\nelement face many\nend_header", "without a count"),
-        ("a.ply", b"ply\nelement edge 31\nend_header", "has 31 edge elements"),
-        ("a.gltf", b"[]", "its JSON is no object"),
+        (
+            "a.ply",
+            b"ply\nformat ascii 1.0\nelement edge 31\nend_header",
+            "has 31 edge elements",
+        ),
+        ("a.gltf", b"[]", "a file is no JSON object"),
         ("a.stl", b"solid", r"is a \.stl; expected \.glb"),
         ("a", b"", "is a file without suffix"),
     ],
@@ -129,4 +135,4 @@ def test_gltf_that_the_loader_would_misunderstand(change, reason):
 def test_headers_that_are_none(name, content, reason, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=reason):
-        face_counts.refuse_large(Path(tmp_path / name), 10)
+        meshes.load(tmp_path / name, up="y", max_faces=10)
