@@ -52,6 +52,7 @@ setup(
         "huggingface_hub",
         JAX,
         "jaxtyping",
+        "mapbox_earcut>=2,<3",
         "ml_collections",
         "numpy",
         "optax",

@@ -303,10 +303,10 @@ def _skin(
     total = weights.sum(1, keepdims=True)
     weights[total[:, 0] == 0, 0] = 1.0
     weights /= np.where(total == 0, 1.0, total)
-    return sum(
-        weights[:, k, None, None] * joints[indices[:, k]]
-        for k in range(indices.shape[1])
-    )
+    matrices = np.zeros((len(indices), 4, 4))
+    for k in range(indices.shape[1]):
+        matrices += weights[:, k, None, None] * joints[indices[:, k]]
+    return matrices
 
 
 def _triangles(corners: Int[np.ndarray, " k"], mode: int) -> Int[np.ndarray, "m 3"]:
@@ -451,5 +451,5 @@ class Materials:
         sampler = {}
         if "sampler" in texture:
             sampler = self.file.item("sampler", texture["sampler"])
-        wrap = tuple(WRAPS[sampler.get(name, 10497)] for name in ("wrapS", "wrapT"))
-        return Texture(found, wrap)
+        u, v = (WRAPS[sampler.get(name, 10497)] for name in ("wrapS", "wrapT"))
+        return Texture(found, (u, v))

@@ -188,11 +188,9 @@ def _map(
     texture = textures[key]
     if texture is None:
         return None
-    scale, offset = (
-        [*(float(number) for number in options.get(option, ())), default, default][:2]
-        for option, default in (("-s", 1.0), ("-o", 0.0))
-    )
-    return Map(texture, tuple(scale), tuple(offset))
+    scale = [*map(float, options.get("-s", ())), 1.0, 1.0]
+    offset = [*map(float, options.get("-o", ())), 0.0, 0.0]
+    return Map(texture, (scale[0], scale[1]), (offset[0], offset[1]))
 
 
 def _beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -219,24 +219,26 @@ def _part(
     """The polygons as triangles, in their material; None where nothing is seen."""
     corners = polygons.reshape(-1, 3)
     faces = triangles(content.vertices, polygons[..., 0])
-    picture = material.picture if colours else None
-    maps = [one for one in (picture, material.cover) if one is not None]
-    if maps and (corners[:, 1] < 0).any():
+    picture, cover = material.picture if colours else None, material.cover
+    if (picture or cover) and (corners[:, 1] < 0).any():
         notes.add("has a texture on faces without places for it; drawn without it")
-        maps = []
+        picture = cover = None
     # A vertex is what differs in place, in its place in a texture, or in its normal.
-    wanted = corners if maps else corners * [1, 0, 1]
+    wanted = corners if picture or cover else corners * [1, 0, 1]
     base = wanted.max(0) + 2
     code = (wanted[:, 0] * base[1] + wanted[:, 1] + 1) * base[2] + wanted[:, 2] + 1
     _, first, row = np.unique(code, return_index=True, return_inverse=True)
     chosen, faces = corners[first], row.ravel()[faces]
-    places = {one: one.places(content.uv[chosen[:, 1]]) for one in maps}
-    none = np.zeros((len(chosen), 2), np.float32)
-    cover = material.cover if material.cover in maps else None
+
+    def places(on: mtl.Map | None) -> np.ndarray:
+        if on is None:
+            return np.zeros((len(chosen), 2), np.float32)
+        return on.places(content.uv[chosen[:, 1]])
+
     faces = seen(
         faces,
         np.full(len(chosen), material.alpha),
-        places.get(cover, none),
+        places(cover),
         cover.texture.cover if cover else None,
         wrap=cover.texture.wrap if cover else REPEAT,
         notes=notes,
@@ -244,12 +246,10 @@ def _part(
     if not len(faces):
         return None
     own = content.colours[chosen[:, 0]]
-    if picture not in maps:
-        own, picture = own * material.colour, None
     return Part(
         content.vertices[chosen[:, 0]],
         faces,
-        own,
-        places.get(picture, none),
+        own if picture else own * material.colour,
+        places(picture),
         picture.texture if picture else None,
     )

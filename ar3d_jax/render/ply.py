@@ -313,9 +313,8 @@ def _strips(
 def _columns(columns: Columns, names: Sequence[str]) -> np.ndarray | None:
     """The numbers with these names, [n, len(names)]; None unless all are there."""
     found = [columns.get(name) for name in names]
-    if not all(isinstance(column, np.ndarray) for column in found):
-        return None
-    return np.stack(found, 1) if found else None
+    numbers = [column for column in found if isinstance(column, np.ndarray)]
+    return np.stack(numbers, 1) if len(numbers) == len(names) else None
 
 
 def _colours(columns: Columns) -> Float[np.ndarray, "n 4"] | None:
@@ -345,38 +344,47 @@ def _parts(
     found = _triangles(data, points)
     rgba = _colours(vertex)
     rgba = np.ones((len(points), 4)) if rgba is None else rgba
-    uv = next(
-        (uv for names in PLACES if (uv := _columns(vertex, names)) is not None), None
-    )
-    wedges, places = face.get("texcoord"), np.zeros((0, 2))
-    if isinstance(wedges, tuple) and len(found.corners):
-        places = wedges[1].reshape(-1, 2)
+    names = header.textures if colours else []
+    uv, wedges = _places(vertex), _wedges(face, found)
     faces, own = found.vertices, _colours(face)
-    textured = bool(header.textures) and colours and (uv is not None or len(places))
-    if own is not None or (len(places) and textured):  # each corner for itself
+    if own is not None or (names and wedges is not None):  # each corner for itself
         at, of = faces.ravel(), np.repeat(found.faces, 3)
         points, rgba, faces = points[at], rgba[at], np.arange(len(at)).reshape(-1, 3)
+        uv = wedges if wedges is not None else None if uv is None else uv[at]
         if own is not None:
             rgba = np.where((of >= 0)[:, None], own[of], rgba)
-        uv = uv[at] if uv is not None else None
-        if len(places):
-            if len(places) != len(_list(face, CORNERS)[1]):
-                raise ValueError("is not PLY: texcoord has not two numbers per corner")
-            uv = np.where((of >= 0)[:, None], places[found.corners.ravel()], 0.0)
-    flat = np.zeros((len(points), 2), np.float32)
-    if textured:
-        flat = np.nan_to_num(np.stack([uv[:, 0], 1 - uv[:, 1]], 1)).astype(np.float32)
+    if uv is None:
+        uv, names = np.zeros((len(points), 2)), []
+    uv = np.nan_to_num(np.stack([uv[:, 0], 1 - uv[:, 1]], 1)).astype(np.float32)
     number = face.get("texnumber")
-    number = number[found.faces] if isinstance(number, np.ndarray) else None
     parts = []
-    for index, name in enumerate(header.textures if textured else [""]):
-        mine = faces if number is None else faces[number == index]
-        texture = _texture(folder / name, notes) if textured else None
-        shown = seen(mine, rgba[:, 3], flat, None, notes=notes)
-        parts.append(Part(points, shown, rgba[:, :3], flat, texture))
-        if number is None:
+    for index, name in enumerate(names or [""]):
+        mine = faces
+        if isinstance(number, np.ndarray) and names:
+            mine = faces[np.where(found.faces >= 0, number[found.faces], 0) == index]
+        elif index:  # further textures, which no face names
             break
+        texture = _texture(folder / name, notes) if name else None
+        shown = seen(mine, rgba[:, 3], uv, None, notes=notes)
+        parts.append(Part(points, shown, rgba[:, :3], uv, texture))
     return parts
+
+
+def _places(vertex: Columns) -> np.ndarray | None:
+    """Each vertex's place in the texture, [n, 2], v upwards; None without any."""
+    pairs = (_columns(vertex, names) for names in PLACES)
+    return next((pair for pair in pairs if pair is not None), None)
+
+
+def _wedges(face: Columns, found: Triangles) -> np.ndarray | None:
+    """Likewise of each triangle's corners, where faces name them."""
+    column = face.get("texcoord")
+    if not isinstance(column, tuple) or not len(column[1]):
+        return None
+    if len(column[1]) != 2 * len(_list(face, CORNERS)[1]):
+        raise ValueError("is not PLY: texcoord has not two numbers per corner")
+    corner = found.corners.ravel()
+    return np.where((corner >= 0)[:, None], column[1].reshape(-1, 2)[corner], 0.0)
 
 
 def _texture(path: pathlib.Path, notes: Notes) -> Texture | None:
