@@ -451,5 +451,5 @@ class Materials:
         sampler = {}
         if "sampler" in texture:
             sampler = self.file.item("sampler", texture["sampler"])
-        u, v = (WRAPS[sampler.get(name, 10497)] for name in ("wrapS", "wrapT"))
-        return Texture(found, (u, v))
+        wrap = [WRAPS[sampler.get(name, 10497)] for name in ("wrapS", "wrapT")]
+        return Texture(found, (wrap[0], wrap[1]))
