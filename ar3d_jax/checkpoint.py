@@ -232,13 +232,13 @@ class Checkpoints:
             for path in folder.rglob("*")
             if path.is_file() and path.name != _METADATA
         }
-        (folder / _DIGESTS).write_text(json.dumps(digests))
+        (folder / _DIGESTS).write_text(json.dumps(digests), "utf-8")
 
     def _check_digests(self, folder: Path) -> None:
         """Each host reads its share of the files; all come to the same answer."""
         problem = None
         try:
-            digests = sorted(json.loads((folder / _DIGESTS).read_text()).items())
+            digests = sorted(json.loads((folder / _DIGESTS).read_text("utf-8")).items())
             for name, digest in digests[jax.process_index() :: hosts.count()]:
                 if _digest(folder / name) != digest:
                     raise ValueError(f"{name} is not as it was written")

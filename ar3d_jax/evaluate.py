@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ar3d_jax import command
 from ar3d_jax.config import Config, EvalConfig, to_dict
-from ar3d_jax.errors import UserError, exit_on_user_error, writing
+from ar3d_jax.errors import UserError, exit_on_user_error, write_whole, writing
 from ar3d_jax.evaluation import (
     benchmarks,
     measure,
@@ -394,6 +394,9 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
 def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> None:
     """Writes the settings, and refuses a workdir whose objects had others.
 
+    A damaged file of settings is set aside: objects know their prompts themselves, but
+    not their policy.
+
     Raises:
         UserError: it has objects of another benchmark, or of another policy.
     """
@@ -402,25 +405,45 @@ def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> N
         "config": to_dict(config),
         "systems": {system.name: system.source for system in systems},
     }
-    with writing(workdir):
-        if path.is_file():
-            before = json.loads(path.read_text("utf-8"))
-            told["systems"] = before["systems"] | told["systems"]
-            for system in systems:
-                source = before["systems"].get(system.name, system.source)
-                if source != system.source:
-                    raise UserError(
-                        f"{workdir} has objects of {system.name} from {source}, not "
-                        f"{system.source}; choose another --workdir"
-                    )
-            for name in ("benchmark", "data", "batch"):
-                old, new = before["config"][name], getattr(config, name)
-                if old != new:
-                    raise UserError(
-                        f"{workdir} is an evaluation with {name} {old!r}, not {new!r}; "
-                        "choose another --workdir"
-                    )
-        path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    sources, settings = _remembered(path)
+    for system in systems:
+        source = sources.get(system.name, system.source)
+        if source != system.source:
+            raise UserError(
+                f"{workdir} has objects of {system.name} from {source}, not "
+                f"{system.source}; choose another --workdir"
+            )
+    for name, old in settings.items():
+        if old != (new := getattr(config, name)):
+            raise UserError(
+                f"{workdir} is an evaluation with {name} {old!r}, not {new!r}; "
+                "choose another --workdir"
+            )
+    told["systems"] = sources | told["systems"]
+    write_whole(path, json.dumps(told, indent=2) + "\n")
+
+
+def _remembered(path: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """What `_remember` wrote: systems' sources, and the settings of all objects."""
+    if not path.exists():
+        return {}, {}
+    with writing(path):
+        text = path.read_bytes()
+    try:
+        before = json.loads(text)
+        settings = {n: before["config"][n] for n in ("benchmark", "data", "batch")}
+        return dict(before["systems"].items()), settings
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        damaged = path.with_name(f"{path.name}.damaged")
+        with writing(path):
+            path.replace(damaged)
+        print(
+            f"{path} is damaged, now {damaged.name}: going on with this command's "
+            "settings; if an earlier command had another policy, choose another "
+            "--workdir",
+            file=sys.stderr,
+        )
+        return {}, {}
 
 
 # --- The command ----------------------------------------------------------------------

@@ -29,7 +29,7 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from ar3d_jax.errors import writing
+from ar3d_jax.errors import whole_file, writing
 
 # The keys of a run's line, beside `step`; `*` stands for any ending. Times are in
 # seconds, entropy, KL and mismatch in nats per token, groups in prompts. These once for
@@ -238,10 +238,9 @@ def lines_before(path: Path, first_step: int) -> list[bytes]:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for line in lines:
         try:
-            step = json.loads(line)["step"]
+            if json.loads(line)["step"] >= first_step or not line.endswith(b"\n"):
+                break
         except (ValueError, KeyError, TypeError):
-            break
-        if step >= first_step or not line.endswith(b"\n"):
             break
         kept.append(line)
     return kept
@@ -252,12 +251,8 @@ def keep_lines_before(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = b"".join(lines_before(path, first_step))
-    replacement = path.with_suffix(".jsonl.new")
-    with replacement.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    replacement.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(kept)
 
 
 class DurableFile:

@@ -185,13 +185,14 @@ def available_bytes(
     The ring is an anonymous file: /dev/shm's own size, 64 MiB in many containers, does
     not bound it, memory does.
     """
-    fields = (line.split() for line in meminfo.read_text().splitlines())
+    fields = (line.split() for line in meminfo.read_text("utf-8").splitlines())
     free = next(int(field[1]) for field in fields if field[0] == "MemAvailable:") * 1024
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
+        limit = (group / "memory.max").read_text("utf-8").strip()
+        used = int((group / "memory.current").read_text("utf-8"))
         fields = (
-            line.split() for line in (group / "memory.stat").read_text().splitlines()
+            line.split()
+            for line in (group / "memory.stat").read_text("utf-8").splitlines()
         )
         used -= sum(int(n) for name, n in fields if name.endswith("active_file"))
     except OSError:  # no control group of our own, or an old kind
