@@ -63,9 +63,17 @@ class Checkpoints:
             read_only: touch nothing, for a folder that a run may be writing to.
 
         Raises:
-            UserError: the folder cannot be written, or read-only is not there.
+            UserError: the folder cannot be written, or has a name that Orbax cannot
+                write; or read-only is not there.
         """
         self.directory = directory.absolute()
+        try:
+            str(self.directory).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"checkpoints in {self.directory}: its name is not UTF-8, and "
+                "TensorStore writes to no other; choose another --workdir"
+            ) from None
         self._settings = json.loads(json.dumps(settings))
         self._may_change, self._read_only = may_change, read_only
         _silence_tracebacks()

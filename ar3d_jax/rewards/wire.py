@@ -276,6 +276,21 @@ class Ring:
         os.close(self.fd)
 
 
+def read_object(text: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `text`.
+
+    Raises:
+        ValueError: it is none, or deeper than anybody writes one.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"JSON that is no object: {text[:40]!r}")
+    return found
+
+
 class Channel:
     """One end of a socket that carries JSON objects, one per line."""
 
@@ -330,7 +345,7 @@ class Channel:
         if len(rest) > MESSAGE_BYTES:
             raise ValueError(f"more than {MESSAGE_BYTES} bytes without an end of line")
         self._received = bytearray(rest)
-        return [json.loads(line) for line in lines]
+        return [read_object(line) for line in lines]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Messages as they come, until the other end closes."""
