@@ -1,4 +1,4 @@
-"""The settings of an evaluation's folder: one evaluation at a time, and its own objects.
+"""The settings of an evaluation's folder, whose objects are of one evaluation.
 
     WORKDIR/evaluation.json   config, and systems {name: source}
 

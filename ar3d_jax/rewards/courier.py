@@ -212,8 +212,10 @@ class Courier:
         for message in messages:
             try:
                 understood = self._understand(child, message)
-            except (LookupError, TypeError):  # a field that is missing, or no such
-                understood = False
+            except UserError:
+                raise
+            except (LookupError, TypeError, AttributeError, ValueError):
+                understood = False  # a field is missing, or something else
             if not understood:
                 said = ascii(message)[:200]
                 self._replace(child, f"sent what was not asked ({said})")
