@@ -32,9 +32,19 @@ from tqdm import tqdm
 from ar3d_jax.errors import whole_file, writing
 
 # The keys of a run's line, beside `step`; `*` stands for any ending. Times are in
-# seconds, entropy, KL and mismatch in nats per token, groups in prompts. These once for
-# each generation step:
-_OF_STEPS = ("reward/{}", "reward/{}_std", "score/{}/*", "loss/{}")
+# seconds, entropy, KL and mismatch in nats per token, groups in prompts. `reward/*_all`
+# are of the batch as it was sampled, what says whether the policy learns; other rewards
+# and scores are of the groups that dynamic sampling kept, what the update sees. These
+# once for each generation step:
+_OF_STEPS = (
+    "reward/{}_all",
+    "reward/{}_std_all",
+    "reward/{}",
+    "reward/{}_std",
+    "score/{}/*",
+    "loss/{}",
+    "plans_truncated/{}",
+)
 _OF_RUNS = (
     "score_missing",
     "judge/*",
@@ -49,6 +59,7 @@ _OF_RUNS = (
     "groups_resampled",
     "resample_rounds",
     "plan_tokens",
+    "plans_truncated",
     "tokens_per_s/rollout",
     "eval/*",
     "time/rollout",
@@ -70,7 +81,7 @@ def run_names(steps: Sequence[str]) -> tuple[str, ...]:
 
 def run_shown(steps: Sequence[str]) -> tuple[str, ...]:
     """Those on the progress bar."""
-    return (*(f"reward/{step}" for step in steps), "tokens_per_s/rollout")
+    return (*(f"reward/{step}_all" for step in steps), "tokens_per_s/rollout")
 
 
 class Stopwatch:

@@ -224,7 +224,7 @@ def draw(
     for axis, step in zip(axes, STEPS, strict=False):
         for seed, folder in runs.items():
             lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-            values = [json.loads(line)[f"reward/{step}"] for line in lines]
+            values = [json.loads(line)[f"reward/{step}_all"] for line in lines]
             smooth = ndimage.uniform_filter1d(np.array(values, float), 5)
             axis.plot(smooth, label=f"seed {seed}")
         axis.set(title=f"{step} reward, training prompts", xlabel="step")

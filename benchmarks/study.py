@@ -130,10 +130,14 @@ def _command(module: str, arguments: Sequence[str], folder: Path) -> None:
 
 
 def _curves(workdir: Path) -> Result:
-    """Along the run: rewards, the judge's scores, groups, seconds."""
+    """Along the run: rewards, the judge's scores, groups, seconds.
+
+    Rewards are those before dynamic sampling. (The finished runs of docs/study.jsonl
+    have those of the groups that it kept.)
+    """
     lines = _lines(workdir / "metrics.jsonl")
     rewards = [name for name in lines[0] if name.startswith("reward/")]
-    means = [name for name in rewards if not name.endswith("_std")]
+    means = [name for name in rewards if "_std" not in name and name.endswith("_all")]
     judged = _lines(workdir / "evaluations.jsonl")
     last = "refined" if "eval/refined/clip_score" in judged[0] else "shape"
     return {

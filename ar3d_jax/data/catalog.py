@@ -13,6 +13,7 @@ training are `augmentation.py`; prompts for reinforcement learning are `prompts.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import zipfile
@@ -237,8 +238,9 @@ def shipped_prompts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not record["held_out"]:
             continue
         name = record["class"]
-        fresh = [t for t in enumerate(record["captions"]) if t[1] not in seen]
-        for number, text in fresh[:SHIPPED_PROMPTS]:
+        # Looks at `seen` as each is taken: the object's own repetitions go, too.
+        fresh = (t for t in enumerate(record["captions"]) if t[1] not in seen)
+        for number, text in itertools.islice(fresh, SHIPPED_PROMPTS):
             seen.add(text)
             turn[name] += 1
             place = (turn[name], record["group"] != "furniture", -common[name], name)
