@@ -358,7 +358,8 @@ def _shaped(shape: str, thing: str) -> str:
 def _dressed(record: Mapping[str, Any]) -> str:
     """The noun with its main colour, and material where one would say it."""
     thing, material = record["noun"], record["materials"][0]
-    words = [colour for colour in record["colours"][:1] if colour not in _words(thing)]
+    own = _words(thing)  # a brown bread is not said to be dark brown
+    words = [name for name in record["colours"][:1] if name.split()[-1] not in own]
     if record["group"] not in UNDRESSED and material not in thing:
         words = [*words, {"wood": "wooden", "leaves": "leafy"}.get(material, material)]
     return " ".join([*words, thing])
