@@ -50,12 +50,20 @@ def writing(path: Path) -> Iterator[None]:
         number = _disk_errno(error)
         if number not in _DISK_ERRORS:
             raise
-        name = error.filename if isinstance(error, OSError) else None
-        inside = f" ({os.fsdecode(name)})" if isinstance(name, str | bytes) else ""
+        remedy = _DISK_ERRORS[number]
         raise UserError(
-            f"cannot write {path}: {os.strerror(number)}{inside}; "
-            f"{_DISK_ERRORS[number]}"
+            f"cannot write {path}: {os.strerror(number)}{_elsewhere(error, path)}; "
+            f"{remedy}"
         ) from error
+
+
+def _elsewhere(error: Exception, path: Path) -> str:
+    """` (/other)` of an error that names a file which is not `path` nor inside."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes):
+        return ""
+    place = Path(os.fsdecode(name)).absolute()
+    return "" if place.is_relative_to(path.absolute()) else f" ({place})"
 
 
 @contextlib.contextmanager

@@ -301,7 +301,7 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
 def test_a_name_that_tensorstore_cannot_write_is_one_line(tmp_path):
     """Now, and not at the first checkpoint, after an hour of training."""
     folder = tmp_path / os.fsdecode(b"run\xff")
-    with pytest.raises(UserError, match="its name is not UTF-8.*choose another"):
+    with pytest.raises(UserError, match=r"its name is not UTF-8.*choose another"):
         open_checkpoints(folder)
     assert not folder.exists()
     with open_checkpoints(tmp_path / "Stühle") as checkpoints:

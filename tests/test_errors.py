@@ -33,6 +33,12 @@ def test_disk_errors_name_the_path_and_the_remedy(number):
         raise OSError(number, os.strerror(number))
 
 
+def test_a_file_elsewhere_is_named():
+    for name, told in (("/there/x", "ied; choose"), ("/y", r"ied \(/y\); choose")):
+        with pytest.raises(UserError, match=told), writing(Path("/there")):
+            raise PermissionError(errno.EACCES, "denied", name)
+
+
 def test_other_libraries_spellings_are_understood():
     for text in ("x [os_error_code='28']", "I/O error: No space left (os error 28)"):
         with pytest.raises(UserError, match="free some space"), writing(Path("/x")):
