@@ -63,9 +63,17 @@ class Checkpoints:
             read_only: touch nothing, for a folder that a run may be writing to.
 
         Raises:
-            UserError: the folder cannot be written, or read-only is not there.
+            UserError: the folder cannot be written, or has a name that Orbax cannot
+                write; or read-only is not there.
         """
         self.directory = directory.absolute()
+        try:
+            str(self.directory).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"checkpoints in {self.directory}: its name is not UTF-8, and "
+                "TensorStore writes to no other; choose another --workdir"
+            ) from None
         self._settings = json.loads(json.dumps(settings))
         self._may_change, self._read_only = may_change, read_only
         _silence_tracebacks()
@@ -232,13 +240,13 @@ class Checkpoints:
             for path in folder.rglob("*")
             if path.is_file() and path.name != _METADATA
         }
-        (folder / _DIGESTS).write_text(json.dumps(digests))
+        (folder / _DIGESTS).write_text(json.dumps(digests), "utf-8")
 
     def _check_digests(self, folder: Path) -> None:
         """Each host reads its share of the files; all come to the same answer."""
         problem = None
         try:
-            digests = sorted(json.loads((folder / _DIGESTS).read_text()).items())
+            digests = sorted(json.loads((folder / _DIGESTS).read_text("utf-8")).items())
             for name, digest in digests[jax.process_index() :: hosts.count()]:
                 if _digest(folder / name) != digest:
                     raise ValueError(f"{name} is not as it was written")

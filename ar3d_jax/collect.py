@@ -23,6 +23,7 @@ import numpy as np
 from ar3d_jax import hosts
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.data.prompts import PromptSource
+from ar3d_jax.higrpo.advantages import group_spread
 from ar3d_jax.higrpo.selection import Selection
 from ar3d_jax.higrpo.update import ScoredRollouts
 from ar3d_jax.metrics import Stopwatch
@@ -51,12 +52,15 @@ class Waiting:
         tickets: by step, of this host's objects.
         rows: of all hosts.
         position: of the prompts' source, before those of this batch were taken.
+        truncated: by step, plans that reached `rollout.plan_tokens` without an end of
+            turn, of all hosts.
     """
 
     sequences: dict[str, tuple[Sequence, ...]]
     tickets: dict[str, Scores]
     rows: int
     position: dict[str, Any]
+    truncated: Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,9 @@ class Batch:
         sequences: by step, whose sampled tokens belong to it.
         scores: by step and role, of all hosts' rows; NaN where one is missing.
         rewards: by step, [B, G], that is trained on; NaN where a score is missing.
+        all_scores: as `scores`, before any group was left out or replaced.
+        all_rewards: as `rewards`, likewise.
+        truncated: by step, plans that were cut off; of groups that were left out, too.
         missing: by "step/role", scores that no rollout got; of groups that were left
             out, too.
         scored: rows of all hosts that were scored, likewise.
@@ -79,6 +86,9 @@ class Batch:
     sequences: dict[str, tuple[Sequence, ...]]
     scores: dict[str, ByRole]
     rewards: dict[str, np.ndarray]
+    all_scores: dict[str, ByRole] = dataclasses.field(default_factory=dict)
+    all_rewards: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    truncated: Counter[str] = dataclasses.field(default_factory=Counter)
     missing: Counter[str] = dataclasses.field(default_factory=Counter)
     scored: int = 0
     latencies: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -153,7 +163,7 @@ class Collector:
             paradigm=config.paradigm,
             group_size=group,
         )
-        waiting = Waiting({}, {}, len(per_row), position)
+        waiting = Waiting({}, {}, len(per_row), position, Counter())
         for _ in config.step_names:
             with clock("rollout"):
                 sampled = next(steps)
@@ -163,6 +173,7 @@ class Collector:
                     for part in sampled.sequences
                 )
             waiting.sequences[sampled.name] = sampled.sequences
+            waiting.truncated[sampled.name] = _cut_off(sampled.sequences)
             ensemble = config.rewards.ensemble_of(sampled.name)
             if not config.rewards.roles(ensemble):
                 continue  # equation 9 still trains a coarse step, by the refined reward
@@ -216,10 +227,14 @@ class Collector:
             normalise=config.group_size * config.rewards.normalise_scores,
         )
         shape = (-1, config.group_size)
+        rewards = {name: reward.reshape(shape) for name, reward in rewards.items()}
         return Batch(
             waiting.sequences,
             scores,
-            {name: reward.reshape(shape) for name, reward in rewards.items()},
+            rewards,
+            all_scores=scores,
+            all_rewards=rewards,
+            truncated=waiting.truncated,
             missing=Counter(
                 {
                     f"{name}/{role}": int(np.isnan(values).sum())
@@ -256,6 +271,9 @@ class Collector:
                 name: np.concatenate([of, further.rewards[name]])[source]
                 for name, of in batch.rewards.items()
             },
+            all_scores=batch.all_scores,
+            all_rewards=batch.all_rewards,
+            truncated=batch.truncated + further.truncated,
             missing=batch.missing + further.missing,
             scored=batch.scored + further.scored,
             latencies=_joined(batch.latencies, further.latencies),
@@ -301,6 +319,7 @@ def batch_metrics(batch: Batch, config: Config, clock: Stopwatch) -> dict[str, A
     """What the metrics say of a batch: rewards and scores, groups, sampled tokens."""
     # Lambda 0: of the coarse step, its own reward alone.
     alone = rewards_of(batch.scores, config, 0.0)
+    before = rewards_of(batch.all_scores, config, 0.0)
     sampled = [
         hosts.everywhere(sequence.sampled)
         for sequences in batch.sequences.values()
@@ -309,8 +328,19 @@ def batch_metrics(batch: Batch, config: Config, clock: Stopwatch) -> dict[str, A
     tokens = sum(int(part.sum()) for part in sampled)
     rows, steps = config.prompts_per_step * config.group_size, len(batch.sequences)
     shapes = rows * steps * config.codec.tokens
+    cut_off = {
+        name: batch.truncated[name] / batch.scored if config.rollout.plans else np.nan
+        for name in alone
+    }
     return {
+        **{f"reward/{name}_all": _mean(reward) for name, reward in before.items()},
+        **{
+            f"reward/{name}_std_all": _spread(reward)
+            for name, reward in batch.all_rewards.items()
+        },
         **{f"reward/{name}": _mean(reward) for name, reward in alone.items()},
+        "plans_truncated": float(np.mean([*cut_off.values()])),
+        **{f"plans_truncated/{name}": share for name, share in cut_off.items()},
         **{
             f"score/{name}/{role}": _mean(values)
             for name, roles in batch.scores.items()
@@ -336,6 +366,22 @@ def _mean(values: np.ndarray) -> float:
     """Of those that are there; NaN, without a warning, where none is."""
     there = values[np.isfinite(values)]
     return float(there.mean()) if there.size else float("nan")
+
+
+def _spread(rewards: np.ndarray) -> float:
+    """As the update's `reward/*_std`: equal to it where no group was left out."""
+    rewards = rewards.astype(np.float32)
+    return float(group_spread(rewards, np.ones_like(rewards, bool)))
+
+
+def _cut_off(sequences: tuple[Sequence, ...]) -> int:
+    """Plans of all hosts whose end of turn was put there, as no room was left.
+
+    Only of them the last of the plan's places is taken: `rollout.generate.sample`.
+    """
+    spans = [(part, part.layout.text) for part in sequences if part.layout.text]
+    ends = [hosts.everywhere(part.valid)[:, stop - 1] for part, (_, stop) in spans]
+    return sum(int(end.sum()) for end in ends)
 
 
 @jax.jit

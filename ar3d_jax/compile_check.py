@@ -35,7 +35,7 @@ from absl import flags
 from ar3d_jax import command, hosts
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import Config
-from ar3d_jax.errors import UserError, exit_on_user_error, writing
+from ar3d_jax.errors import UserError, exit_on_user_error, write_whole
 from ar3d_jax.higrpo.update import (
     ScoredRollouts,
     TrainState,
@@ -454,8 +454,7 @@ def main() -> int:
         found[name] = program
     if values.json:
         line = {name: dataclasses.asdict(program) for name, program in found.items()}
-        with writing(Path(values.json)):
-            Path(values.json).write_text(json.dumps(line, indent=2) + "\n")
+        write_whole(Path(values.json), json.dumps(line, indent=2) + "\n")
     name, worst = max(
         found.items(), key=lambda item: (bool(item[1].refused), item[1].peak)
     )

@@ -232,7 +232,8 @@ class ObjectiveConfig:
     kl_coef: float = 0.01  # beta of equation 13; paper: 0.01; 0: no reference at all
     aggregation: str = "token"  # equation 11: tokens of one group averaged, then groups
     importance: str = (
-        "token"  # ratio per token (12); sequence: GSPO, one row of table 2
+        "token"  # ratio per token (12); sequence: GSPO's, which is GSPO together with
+        # aggregation=sequence: one row of table 2
     )
     correct_mismatch: float = (
         0.0  # 0: off; C: trainer's old log-probabilities, weights up to C; usual 2

@@ -168,9 +168,11 @@ class RewardsConfig:
     residency: str = "together"  # of models that share a GPU; turns: one after the
     # other, the rest waits in the machine's memory
     on_failure: str = "mask"  # a rollout whose score is missing is left out; stop: the
-    # run ends after `stop_after` optimiser steps in a row in which some was
-    stop_after: int = 1  # steps, see on_failure
-    missing_alarm: float = 0.2  # a role's share of missing scores that is said aloud
+    # run ends after `stop_after` optimiser steps in a row with too many of them
+    stop_after: int = 5  # steps, see on_failure. Our choice: a judge that is started
+    # again is back before, and of a long run no hundredth is lost where it is not
+    missing_alarm: float = 0.2  # a role's share of missing scores that is too many, and
+    # said aloud: now and then a judge's answer cannot be read
     frozen_alarm: int = 5  # so many steps of one role's same score, likewise
     deadline_s: float = (
         120.0  # per step's scores; then missing. Our choice: 10x the usual

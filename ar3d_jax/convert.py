@@ -20,7 +20,7 @@ from absl import flags
 
 from ar3d_jax import command
 from ar3d_jax.checkpoint import Checkpoints
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, write_whole, writing
 from ar3d_jax.generate import checkpoint_config, load_trained
 from ar3d_jax.models import CONVERTED, load_policy
 from ar3d_jax.policy import hf, lora
@@ -42,9 +42,9 @@ def from_hf(source: str, out: Path, *, dtype: str, mesh: jax.sharding.Mesh) -> N
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         hf.copy_small_files(folder, out)
-        config = json.loads((folder / hf.CONFIG_FILE).read_text())
+        config = json.loads((folder / hf.CONFIG_FILE).read_text("utf-8"))
         config |= {"vocab_size": policy.cfg.vocab_size, "torch_dtype": dtype}
-        (out / hf.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        write_whole(out / hf.CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     with Checkpoints(out / CONVERTED, keep=1, settings={}) as checkpoints:
         checkpoints.save({"policy": policy}, 0, {})
     print(f"{out}: pass --config.policy.weights={out}")

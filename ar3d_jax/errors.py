@@ -3,12 +3,16 @@
 Library code raises `UserError` with one line: what was given, what was expected, what
 to do. `exit_on_user_error` turns it into that line on stderr and exit status 2.
 Anything else is a bug and keeps its traceback.
+
+Here too is how files are written that are read again: `whole_file`, `write_whole`.
 """
 
 import contextlib
 import errno
+import io
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +52,69 @@ def writing(path: Path) -> Iterator[None]:
             raise
         remedy = _DISK_ERRORS[number]
         raise UserError(
-            f"cannot write {path}: {os.strerror(number)}; {remedy}"
+            f"cannot write {path}: {os.strerror(number)}{_elsewhere(error, path)}; "
+            f"{remedy}"
+        ) from error
+
+
+def _elsewhere(error: Exception, path: Path) -> str:
+    """` (/other)` of an error that names a file which is not `path` nor inside."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes):
+        return ""
+    place = Path(os.fsdecode(name)).absolute()
+    return "" if place.is_relative_to(path.absolute()) else f" ({place})"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a name in the same folder to write to; the file is `path` at the end.
+
+    Whole or not at all: after a kill or an error `path` is what it was before. So must
+    every file be written that a later command reads.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    partial = path.with_name(f".{path.name}")  # NumPy looks at the end of a name
+    with writing(path):
+        try:
+            yield partial
+            with partial.open("rb") as file:  # the bytes before the name
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    r"""Writes a text file as UTF-8, whole or not at all.
+
+    Half a surrogate pair, as file names and JSON may smuggle it in, becomes its escape,
+    such as \udcff. In a string of JSON that is its spelling: a reader gets it back.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+@contextlib.contextmanager
+def starting_python() -> Iterator[None]:
+    """Turns an interpreter, ours, that is gone or may not run into a `UserError`.
+
+    Every process of the package is one more of it; nothing else is executed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot start another {sys.executable or 'python'}: "
+            f"{error.strerror or error}; this Python must be there and be allowed to "
+            "run: mend it, or make the environment anew"
         ) from error
 
 
@@ -84,15 +150,32 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
 def exit_on_user_error() -> Iterator[None]:
     """Ends the process with status 2 and one line if a `UserError` reaches here.
 
-    So does a machine or device whose memory is full. Ctrl-C ends it without a word.
+    So does a machine or device whose memory is full, or a full disk under standard
+    output. Ctrl-C ends it without a word, and so does the end of whoever reads a pipe
+    (`| head`). What the terminal's encoding lacks is printed as its escape.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()  # the interpreter's own, after this, could only complain
     except UserError as error:
         _exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)  # as shells say it
+    except BrokenPipeError:
+        if not _is_read_no_more():
+            raise
+        sys.exit(141)  # as shells say it
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = error.filename or "standard output or a file"
+            _exit(f"cannot write {place}: {error.strerror}; free some space there")
         if OUT_OF_MEMORY not in str(error) and not isinstance(error, MemoryError):
             raise
         first = (str(error).splitlines() or ["MemoryError"])[0]
@@ -100,8 +183,39 @@ def exit_on_user_error() -> Iterator[None]:
             f"out of memory: {first[:200]}; lower objective.micro_batch or "
             "prompts_per_step, or spread over more devices with mesh.fsdp"
         )
+    finally:
+        _let_go()
+
+
+def _flush() -> None:
+    if sys.stdout is not None and not sys.stdout.closed:
+        with writing(Path("standard output")):
+            sys.stdout.flush()
+
+
+def _is_read_no_more() -> bool:
+    """Whether the reader of our output has gone: not the other end of another pipe."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no file
+            poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _let_go() -> None:
+    """What cannot be written goes nowhere: the interpreter tries again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, ValueError):
+            continue  # there is none, or it is closed
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _exit(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -17,7 +17,6 @@ files), and how they are shown (`report.py`).
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +26,15 @@ from absl import flags
 from tqdm import tqdm
 
 from ar3d_jax import command
-from ar3d_jax.config import Config, EvalConfig, to_dict
-from ar3d_jax.errors import UserError, exit_on_user_error, writing
+from ar3d_jax.config import Config, EvalConfig
+from ar3d_jax.errors import UserError, exit_on_user_error
 from ar3d_jax.evaluation import (
     benchmarks,
     measure,
     objects,
     protocol,
     report,
+    settings,
     summary,
     wording,
 )
@@ -367,7 +367,8 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
     references = benchmark
     if not any(item.truth for item in benchmark.items):
         references = benchmarks.load("catalog", "", 0, workdir / "truth")
-    _remember(config, systems, workdir)
+    sources = {system.name: system.source for system in systems}
+    settings.remember(config, sources, workdir)
 
     answers = [objects_of(system, benchmark, config, workdir) for system in systems]
     truth = measure_truth(references.items, look, config, networks, workdir)
@@ -389,38 +390,6 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
     print(
         f"{workdir / 'index.html'}: {len(benchmark.items)} objects of {benchmark.name}"
     )
-
-
-def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> None:
-    """Writes the settings, and refuses a workdir whose objects had others.
-
-    Raises:
-        UserError: it has objects of another benchmark, or of another policy.
-    """
-    path = workdir / "evaluation.json"
-    told = {
-        "config": to_dict(config),
-        "systems": {system.name: system.source for system in systems},
-    }
-    with writing(workdir):
-        if path.is_file():
-            before = json.loads(path.read_text("utf-8"))
-            told["systems"] = before["systems"] | told["systems"]
-            for system in systems:
-                source = before["systems"].get(system.name, system.source)
-                if source != system.source:
-                    raise UserError(
-                        f"{workdir} has objects of {system.name} from {source}, not "
-                        f"{system.source}; choose another --workdir"
-                    )
-            for name in ("benchmark", "data", "batch"):
-                old, new = before["config"][name], getattr(config, name)
-                if old != new:
-                    raise UserError(
-                        f"{workdir} is an evaluation with {name} {old!r}, not {new!r}; "
-                        "choose another --workdir"
-                    )
-        path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 
 
 # --- The command ----------------------------------------------------------------------

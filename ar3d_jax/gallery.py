@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ar3d_jax.codec import surface
-from ar3d_jax.errors import writing
+from ar3d_jax.errors import write_whole, writing
 from ar3d_jax.render.sheets import view_sheet
 
 
@@ -66,7 +66,7 @@ def write(folder: Path, objects: Sequence[GeneratedObject]) -> Image.Image:
         labels = [thing.label(step) for thing in objects for step in thing.logits]
         sheet = view_sheet(views, labels)
         sheet.save(folder / "views.png")
-        (folder / "index.html").write_text(_page(names, objects), encoding="utf-8")
+        write_whole(folder / "index.html", _page(names, objects))
     return sheet
 
 
@@ -81,7 +81,7 @@ def _write_object(folder: Path, thing: GeneratedObject) -> None:
     )
     record = {"prompt": thing.prompt, "plans": thing.plans, "scores": thing.scores}
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / "plans.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "plans.json", text + "\n")
 
 
 def _folder_names(names: Sequence[str]) -> list[str]:

@@ -157,11 +157,12 @@ def checkpoint_config(folder: Path) -> Config:
     """
     path = folder / "config.json"
     try:
-        return from_config_dict(json.loads(path.read_text()), Config)
-    except (OSError, ValueError) as error:
+        return from_config_dict(json.loads(path.read_text("utf-8")), Config)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"--checkpoint={folder}: cannot read {path} ({error}); expected the "
-            "workdir of python -m ar3d_jax.train"
+            "workdir of python -m ar3d_jax.train, which writes a damaged config.json "
+            "anew when its command is given again"
         ) from error
 
 

@@ -29,12 +29,22 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from ar3d_jax.errors import writing
+from ar3d_jax.errors import whole_file, writing
 
 # The keys of a run's line, beside `step`; `*` stands for any ending. Times are in
-# seconds, entropy, KL and mismatch in nats per token, groups in prompts. These once for
-# each generation step:
-_OF_STEPS = ("reward/{}", "reward/{}_std", "score/{}/*", "loss/{}")
+# seconds, entropy, KL and mismatch in nats per token, groups in prompts. `reward/*_all`
+# are of the batch as it was sampled, what says whether the policy learns; other rewards
+# and scores are of the groups that dynamic sampling kept, what the update sees. These
+# once for each generation step:
+_OF_STEPS = (
+    "reward/{}_all",
+    "reward/{}_std_all",
+    "reward/{}",
+    "reward/{}_std",
+    "score/{}/*",
+    "loss/{}",
+    "plans_truncated/{}",
+)
 _OF_RUNS = (
     "score_missing",
     "judge/*",
@@ -49,6 +59,7 @@ _OF_RUNS = (
     "groups_resampled",
     "resample_rounds",
     "plan_tokens",
+    "plans_truncated",
     "tokens_per_s/rollout",
     "eval/*",
     "time/rollout",
@@ -70,7 +81,7 @@ def run_names(steps: Sequence[str]) -> tuple[str, ...]:
 
 def run_shown(steps: Sequence[str]) -> tuple[str, ...]:
     """Those on the progress bar."""
-    return (*(f"reward/{step}" for step in steps), "tokens_per_s/rollout")
+    return (*(f"reward/{step}_all" for step in steps), "tokens_per_s/rollout")
 
 
 class Stopwatch:
@@ -238,10 +249,9 @@ def lines_before(path: Path, first_step: int) -> list[bytes]:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for line in lines:
         try:
-            step = json.loads(line)["step"]
+            if json.loads(line)["step"] >= first_step or not line.endswith(b"\n"):
+                break
         except (ValueError, KeyError, TypeError):
-            break
-        if step >= first_step or not line.endswith(b"\n"):
             break
         kept.append(line)
     return kept
@@ -252,12 +262,8 @@ def keep_lines_before(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = b"".join(lines_before(path, first_step))
-    replacement = path.with_suffix(".jsonl.new")
-    with replacement.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    replacement.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(kept)
 
 
 class DurableFile:

@@ -61,7 +61,9 @@ class ScoreWatch:
             for percent in PERCENTILES if seconds else ():
                 name = f"time/score/{role}_p{percent}"
                 found[name] = float(np.percentile(seconds, percent))
-        self._failing = self._failing + 1 if sum(batch.missing.values()) else 0
+        limit = self._config.missing_alarm * batch.scored
+        too_many = any(count > limit for count in batch.missing.values())
+        self._failing = self._failing + 1 if too_many else 0
         return found
 
     def _judge(self, step: int, name: str, there: np.ndarray, missing: float) -> None:
@@ -106,7 +108,8 @@ class ScoreWatch:
         """Ends the run where `rewards.on_failure` says so.
 
         Raises:
-            UserError: scores have been missing for `rewards.stop_after` steps in a row.
+            UserError: for `rewards.stop_after` steps in a row a larger share of some
+                role's scores has been missing than `rewards.missing_alarm`.
         """
         limit = self._config.stop_after
         if self._config.on_failure == "stop" and self._failing >= limit:

@@ -45,7 +45,7 @@ from ar3d_jax.data.sft_examples import (
     held_out_examples,
     training_examples,
 )
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, whole_file, write_whole, writing
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.models import check_vocabulary
 from ar3d_jax.policy import chat, hf
@@ -288,9 +288,8 @@ def load_data(config: SftConfig, folder: Path) -> Data:
         codes = encode_shapes(codec, grids.packed, np.flatnonzero(grids.front))
         rows = np.flatnonzero(catalog.held_out)
         held_out = encode_shapes(codec, catalog.packed, rows)
-        partial = kept.with_suffix(".partial.npz")
-        np.savez(partial, codes=codes, held_out=held_out)
-        partial.replace(kept)
+        with whole_file(kept) as partial:
+            np.savez(partial, codes=codes, held_out=held_out)
     with np.load(kept) as arrays:
         return Data(
             examples=training_examples(catalog, grids, seed=config.seed),
@@ -351,7 +350,7 @@ def train(config: SftConfig, workdir: str) -> None:
         start = 0
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, start, _ = restored
-        (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+        write_whole(folder / "config.json", json.dumps(to_dict(config), indent=2))
         log = stack.enter_context(
             RunLog(
                 folder,

@@ -33,7 +33,7 @@ from ar3d_jax.collect import Collector, Waiting, batch_metrics
 from ar3d_jax.config import Config, to_dict
 from ar3d_jax.config_rewards import JUDGES
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, write_whole
 from ar3d_jax.generate import generate_objects
 from ar3d_jax.held_out import held_out
 from ar3d_jax.higrpo.update import (
@@ -334,9 +334,8 @@ def _check_prompts(models: Models, source: PromptSource, config: Config) -> None
 
 def _write_config(config: Config, folder: Path) -> None:
     if hosts.is_first():
-        with writing(folder):
-            text = json.dumps(to_dict(config), indent=2)
-            (folder / "config.json").write_text(text + "\n")
+        text = json.dumps(to_dict(config), indent=2)
+        write_whole(folder / "config.json", text + "\n")
 
 
 def _open_log(

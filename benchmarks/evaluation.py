@@ -151,7 +151,7 @@ def gpu_mib(pid: int) -> int | None:
 
 def peak_mib(pid: int) -> int:
     """The largest memory of a process so far."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:")) // 1024
 
 

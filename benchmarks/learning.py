@@ -5,8 +5,9 @@
 Trains plain Hi-GRPO once per seed with `python -m ar3d_jax.train` (a finished seed is
 not trained again; without dynamic sampling, all runs see the same prompts), then
 samples held-out prompts with the policy before and after, with the same random numbers.
-Rewards are R_high and R_low, equations (7) and (8); a gain is the mean over prompts of
-the paired difference, in standard errors of that mean.
+Rewards are R_high and R_low, equations (7) and (8). A gain is the mean over objects of
+the paired difference, in standard errors of that mean: several prompts of one object
+are not independent, and are averaged first.
 
 A reward that only its own scorer likes is not learning. So the line also has, before
 and after: the share of distinct token sequences, the mean voxel IoU of pairs (within a
@@ -159,13 +160,37 @@ def _pair_iou(
     return float(np.mean((a & b).sum(axes) / np.maximum((a | b).sum(axes), 1)))
 
 
-def gain(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """The paired difference over prompts [prompts, G], and its standard error."""
-    difference = np.nanmean(after, 1) - np.nanmean(before, 1)
+def object_of(prompt: str) -> str:
+    """The object of a prompt's id: "chair-2" of "chair-2.3", the catalog's; else it."""
+    name, _, number = prompt.rpartition(".")
+    return name if name and number.isdecimal() else prompt
+
+
+def gain(
+    before: np.ndarray, after: np.ndarray, prompts: Sequence[str]
+) -> dict[str, float]:
+    """The paired difference of rewards over objects, and its standard error.
+
+    Args:
+        before: [prompts, G]; NaN where one is missing.
+        after: likewise.
+        prompts: their ids.
+    """
+    _, objects = np.unique(
+        [object_of(prompt) for prompt in prompts], return_inverse=True
+    )
+
+    def by_object(rewards: np.ndarray) -> np.ndarray:
+        each = np.nanmean(rewards, axis=1)
+        return np.array([each[objects == i].mean() for i in range(objects.max() + 1)])
+
+    first, last = by_object(before), by_object(after)
+    difference = last - first
     error = difference.std(ddof=1) / np.sqrt(len(difference))
     return {
-        "before": round(float(np.nanmean(before)), 4),
-        "after": round(float(np.nanmean(after)), 4),
+        "objects": len(difference),
+        "before": round(float(first.mean()), 4),
+        "after": round(float(last.mean()), 4),
         "gain": round(float(difference.mean()), 4),
         "standard_error": round(float(error), 4),
         "gain_in_errors": round(float(difference.mean() / error), 2),
@@ -223,8 +248,8 @@ def draw(
     )
     for axis, step in zip(axes, STEPS, strict=False):
         for seed, folder in runs.items():
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
-            values = [json.loads(line)[f"reward/{step}"] for line in lines]
+            lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+            values = [json.loads(line)[f"reward/{step}_all"] for line in lines]
             smooth = ndimage.uniform_filter1d(np.array(values, float), 5)
             axis.plot(smooth, label=f"seed {seed}")
         axis.set(title=f"{step} reward, training prompts", xlabel="step")
@@ -267,7 +292,8 @@ def main(_: list[str]) -> None:
         for seed, folder in runs.items():
             policy = load_trained(models.policy, config.lora, folder)
             after = evaluate(models, policy, prompts, config, scoring)
-            gains = {s: gain(before.rewards[s], after.rewards[s]) for s in STEPS}
+            ids = [prompt.id for prompt in prompts]
+            gains = {s: gain(before.rewards[s], after.rewards[s], ids) for s in STEPS}
             learnt += [gains[s]["gain_in_errors"] >= NEEDED for s in STEPS]
             line[f"seed_{seed}"] = {
                 **gains,

@@ -279,12 +279,12 @@ def measure_remote() -> dict[str, Any]:
 def held(pid: int) -> dict[str, float]:
     """What a process holds: MiB of its own, open files, mappings of a ring."""
     folder = Path(f"/proc/{pid}")
-    status = (folder / "status").read_text()
+    status = (folder / "status").read_text("utf-8")
     (kilobytes,) = re.findall(r"RssAnon:\s+(\d+) kB", status)
     return {
         "mib": round(int(kilobytes) / 1024, 1),
         "files": len(list((folder / "fd").iterdir())),
-        "rings": (folder / "maps").read_text().count("memfd:ar3d-ring"),
+        "rings": (folder / "maps").read_text("utf-8").count("memfd:ar3d-ring"),
     }
 
 

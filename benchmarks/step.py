@@ -35,7 +35,7 @@ def tree(root: int) -> list[int]:
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            text = stat.read_text()
+            text = stat.read_text("utf-8")
         except OSError:  # it ended meanwhile
             continue
         parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
@@ -50,7 +50,9 @@ def memory_gib(root: int) -> float:
     total = 0
     for process in tree(root):
         try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            lines = (
+                Path(f"/proc/{process}/smaps_rollup").read_text("utf-8").splitlines()
+            )
         except OSError:
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
@@ -131,7 +133,7 @@ def main() -> None:
         if (workdir / "metrics.jsonl").exists():
             sys.exit(f"{workdir} has a run already; name a fresh --workdir")
         line = run(arguments.steps, workdir, fields) | products_s(workdir)
-        text = (workdir / "metrics.jsonl").read_text()
+        text = (workdir / "metrics.jsonl").read_text("utf-8")
     steps = [json.loads(entry) for entry in text.splitlines()]
     parts = {
         part: statistics.median(step[f"time/{part}"] for step in steps[1:])

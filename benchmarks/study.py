@@ -103,7 +103,7 @@ def one_run(
             raise UserError(f"{trained} was stopped after {done} steps: start again")
         evaluated.append(f"--checkpoint={trained}")
     _command("evaluate", evaluated, folder)
-    report = json.loads((folder / "evaluation" / "report.json").read_text())
+    report = json.loads((folder / "evaluation" / "report.json").read_text("utf-8"))
     system = report["systems"][0]
     step = system["steps"][-1]
     result: Result = {"seed": seed, "step": step}
@@ -130,10 +130,14 @@ def _command(module: str, arguments: Sequence[str], folder: Path) -> None:
 
 
 def _curves(workdir: Path) -> Result:
-    """Along the run: rewards, the judge's scores, groups, seconds."""
+    """Along the run: rewards, the judge's scores, groups, seconds.
+
+    Rewards are those before dynamic sampling. (The finished runs of docs/study.jsonl
+    have those of the groups that it kept.)
+    """
     lines = _lines(workdir / "metrics.jsonl")
     rewards = [name for name in lines[0] if name.startswith("reward/")]
-    means = [name for name in rewards if not name.endswith("_std")]
+    means = [name for name in rewards if "_std" not in name and name.endswith("_all")]
     judged = _lines(workdir / "evaluations.jsonl")
     last = "refined" if "eval/refined/clip_score" in judged[0] else "shape"
     return {
@@ -148,7 +152,7 @@ def _curves(workdir: Path) -> Result:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -228,7 +232,7 @@ def write_csv(
     rows: Sequence[Row], found: Mapping[str, list[Result]], path: Path
 ) -> None:
     """A line per row and metric: mean, and standard error over seeds."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "metric", "seeds", "mean", "standard_error", "paper"])
         for row in rows:
@@ -294,7 +298,7 @@ def main(_: list[str]) -> None:
         with writing(folder):  # now rather than when hours are over
             folder.mkdir(parents=True, exist_ok=True)
     with writing(results):
-        results.open("a").close()
+        results.open("a", encoding="utf-8").close()
     known = _known(results)
     found: dict[str, list[Result]] = {row.name: [] for row in rows}
     runs = [(row, seed) for seed in range(values.seeds) for row in rows]
@@ -306,7 +310,7 @@ def main(_: list[str]) -> None:
             folder = workdir / key
             known[key] = one_run(row, fields, values.preset, seed, folder)
             line = {"key": key, "row": row.name, "fields": fields, **known[key]}
-            with writing(results), results.open("a") as file:
+            with writing(results), results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -340,7 +344,7 @@ def _known(path: Path) -> dict[str, Result]:
         UserError: a line is no result, as after a machine that went down.
     """
     found = {}
-    for number, line in enumerate(path.read_text().split("\n"), 1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         try:
             if line:
                 result = json.loads(line)

@@ -66,7 +66,9 @@ class Transport(Scoring):
 def cpu_s(scoring: Scoring) -> float:
     """Processor seconds so far, of this process and of `scoring`'s."""
     stats = [Path(f"/proc/{p['pid']}/stat") for p in scoring.processes.values()]
-    ticks = [stat.read_text().rpartition(")")[2].split()[11:13] for stat in stats]
+    ticks = [
+        stat.read_text("utf-8").rpartition(")")[2].split()[11:13] for stat in stats
+    ]
     children = sum(int(tick) for pair in ticks for tick in pair)
     return time.process_time() + children / os.sysconf("SC_CLK_TCK")
 

@@ -69,9 +69,12 @@ check() {
   [[ "${!variable}" =~ ^($2)$ ]] || fail "--$1=${!variable}: expected $3"
 }
 
-# Ends if a program is missing: needs PROGRAM WHAT_TO_DO.
+# Ends if a program is missing or may not run: needs PROGRAM WHAT_TO_DO.
 needs() {
-  [ -n "$dry_run" ] || command -v "$1" > /dev/null || fail "no $1 here: $2"
+  local found
+  [ -z "$dry_run" ] || return 0
+  found="$(command -v "$1")" || fail "no $1 here: ${*:2}"
+  [ -x "$found" ] || fail "$found may not be run: chmod +x it, or ${*:2}"
 }
 
 # The words as one line that can be pasted.

@@ -1,6 +1,8 @@
 """The shipped files: small, complete, loadable, and worth something."""
 
 import hashlib
+import itertools
+import re
 from pathlib import Path
 
 import jax
@@ -13,7 +15,7 @@ from ar3d_jax.codec.voxels import voxelize
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import Config
 from ar3d_jax.data.catalog import is_held_out
-from ar3d_jax.data.prompts import held_out_prompts, read_prompts
+from ar3d_jax.data.prompts import REASONING, held_out_prompts, read_prompts
 from ar3d_jax.models import Models, load_models, plan_texts, sample_steps, shape_codes
 from ar3d_jax.sharding import make_mesh
 
@@ -90,6 +92,28 @@ def test_prompts_keep_held_out_objects_apart():
     held_out = [row for row in rows if row.held_out]
     assert 0.05 < len(held_out) / len(rows) < 0.15
     assert len(held_out_prompts("catalog", 10_000)) == len(held_out)
+
+
+@pytest.mark.parametrize("source", ["catalog", str(REASONING)])
+def test_no_prompt_doubles_a_word(source):
+    """In whatever case, and across punctuation; numbers may: "depth 4, height 4"."""
+    for row in read_prompts(source):
+        words = re.findall(r"[^\W_]+", " ".join(row.texts).lower())
+        doubled = [a for a, b in itertools.pairwise(words) if a == b]
+        assert not doubled, row
+
+
+def test_prompts_that_a_noun_had_doubled_are_as_the_generator_makes_them():
+    """`round` is said once of what is called round: eleven texts, ids as before."""
+    texts = {row.id: row.texts[0] for row in read_prompts("catalog")}
+    assert len(texts) == 2440
+    assert texts["scopia-round-table.1"] == "a low, round table"
+    assert texts["scopia-round-table.4"] == "a grey wooden round table, low"
+    assert texts["blend-swap-cc-by-cafe-set-mota-table.1"] == "a medium, round table"
+    assert texts["kator-legaz-bullet-trash-can.2"] == (
+        "a tall, round trash can with body and rim"
+    )
+    assert len(set(texts.values())) == 2440
 
 
 def test_the_codec_keeps_a_table_and_a_chair(models):

@@ -296,3 +296,13 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match="choose a folder, not a file"):
         open_checkpoints(tmp_path / "checkpoints")
+
+
+def test_a_name_that_tensorstore_cannot_write_is_one_line(tmp_path):
+    """Now, and not at the first checkpoint, after an hour of training."""
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    with pytest.raises(UserError, match=r"its name is not UTF-8.*choose another"):
+        open_checkpoints(folder)
+    assert not folder.exists()
+    with open_checkpoints(tmp_path / "Stühle") as checkpoints:
+        checkpoints.save(make_state(1), 1, {})

@@ -8,6 +8,7 @@ import time
 import zlib
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from ar3d_jax import collect, train
@@ -23,6 +24,7 @@ from ar3d_jax.config import (
 from ar3d_jax.config_rewards import JUDGES, HpsConfig
 from ar3d_jax.errors import UserError
 from ar3d_jax.metrics import RunLog
+from ar3d_jax.policy.sequence import Segment, join
 from ar3d_jax.rewards.client import Scoring
 from tests.small_run import PROMPTS, small_config
 
@@ -85,6 +87,33 @@ def test_every_update_is_full_and_nothing_is_compiled_anew(run, monkeypatch):
     assert sum(line["compilations"] for line in lines[first + 2 :]) == 0
     plain = run("plain", steps=6)
     assert min(line["groups_used"] for line in plain) < 2
+
+    # Until groups are replaced, both runs have sampled the same: that is `_all`.
+    assert_all_is_what_was_sampled(lines[: first + 1], plain)
+    kept, all_ = (lines[first][f"reward/refined{end}"] for end in ("", "_all"))
+    assert kept != pytest.approx(all_, rel=1e-3)
+    assert lines[first]["reward/refined_std_all"] < lines[first]["reward/refined_std"]
+
+
+def assert_all_is_what_was_sampled(lines, plain):
+    """`reward/*_all` of the lines are `reward/*` of a run that replaces nothing."""
+    for line, of in zip(lines, plain, strict=False):
+        for step in ("coarse", "refined"):
+            for name in (f"reward/{step}", f"reward/{step}_std"):
+                assert line[f"{name}_all"] == of[f"{name}_all"]
+                assert of[f"{name}_all"] == pytest.approx(of[name], rel=1e-5)
+
+
+def test_plans_that_are_cut_off_are_counted():
+    """Of three: an end in the middle, an end at the last chance, and none at all."""
+    places = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    valid = jnp.array(places, bool)
+    shape = Segment.given(jnp.zeros((3, 5), jnp.int32), jnp.ones((3, 5), bool))
+    plan = Segment.given(jnp.zeros((3, 4), jnp.int32), valid)
+    both = join(shape, plan, shape, text=1, shape=2)
+    assert collect._cut_off((both,)) == 1
+    assert collect._cut_off((both, join(shape, shape=0))) == 1
+    assert collect._cut_off((join(plan, shape, shape=1),)) == 0  # it was given
 
 
 def test_a_batch_that_cannot_be_filled_stays_and_says_so(
@@ -214,9 +243,12 @@ def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
         assert sum(line["groups_resampled"] for line in whole) > 0
         assert last["plan_tokens"] == 0
         assert {key for key in last if key.startswith("reward/")} == {
+            "reward/shape_all",
+            "reward/shape_std_all",
             "reward/shape",
             "reward/shape_std",
         }
+        assert last["plans_truncated"] is last["plans_truncated/shape"] is None
         assert last["kl"] is None  # no reference, and nothing that could be one
         for models in loaded:
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(models.policy))

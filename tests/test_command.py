@@ -89,6 +89,18 @@ def test_every_algorithm_that_the_readme_names_is_a_config(name, fields):
         assert values[0] != values[1] or leaf == "lam_end", field
 
 
+def test_gspo_of_the_readme_averages_sequences():
+    """Its ratio and its mean are both of sequences (arXiv 2507.18071)."""
+    (row,) = [row for row in readme_algorithms() if row.id == "GSPO"]
+    name, fields = row.values
+    config = config_of(
+        f"--config={ROOT}/configs/{name}.py", *[f"--config.{f}" for f in fields]
+    )
+    objective = config.objective
+    assert (objective.importance, objective.aggregation) == ("sequence", "sequence")
+    assert objective.clip_bounds == (3e-4, 4e-4)
+
+
 def test_the_last_config_and_the_last_value_win():
     """`launch/local.sh` gives a --config before the user's own."""
     config = config_of(

@@ -17,7 +17,7 @@ from ar3d_jax.codec import surface, voxels
 from ar3d_jax.config import EvalConfig
 from ar3d_jax.data.catalog import load_held_out
 from ar3d_jax.errors import UserError
-from ar3d_jax.evaluation import benchmarks, objects
+from ar3d_jax.evaluation import benchmarks, objects, settings
 from ar3d_jax.evaluation.benchmarks import Item
 from ar3d_jax.rewards.sidecar import damage
 from tests.small_run import small_config
@@ -98,14 +98,44 @@ def test_a_policy_is_sampled_measured_and_reported(evaluated):
 def test_the_same_command_again_measures_nothing_anew(evaluated, policy):
     before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*.npz")}
     text = (evaluated / "report.json").read_text()
-    run(
-        evaluated,
-        policy,
-        *SMALL,
-    )
+    run(evaluated, policy, *SMALL)
     after = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*.npz")}
     assert before == after
     assert (evaluated / "report.json").read_text() == text
+
+
+def test_an_evaluation_whose_settings_were_cut_goes_on(evaluated, policy):
+    """Nothing is sampled or measured anew; the file is written anew."""
+    state = evaluated / "evaluation.json"
+    text, report = state.read_text(), (evaluated / "report.json").read_text()
+    before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*.npz")}
+    state.write_text(text[: len(text) // 2])
+    run(evaluated, policy, *SMALL)
+    after = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*.npz")}
+    assert before == after
+    assert (state.read_text(), (evaluated / "report.json").read_text()) == (
+        text,
+        report,
+    )
+
+
+DAMAGED = ["", "{", "[]", "7", "\x00" * 100, '{"config": {}}', "[" * 60_000]
+DAMAGED += ['{"config": 3, "systems": {}}', '{"config": null, "systems": {}}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_settings_are_set_aside_in_one_line(tmp_path, capsys, text):
+    state, config = tmp_path / "evaluation.json", EvalConfig()
+    state.write_text(text)
+    settings.remember(config, {"base": "shipped"}, tmp_path)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{state} is damaged, now evaluation.json.damaged: going on")
+    assert said.count("\n") == 1
+    assert (tmp_path / "evaluation.json.damaged").read_text() == text
+    settings.remember(config, {"base": "shipped"}, tmp_path)  # whole again
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="objects of base from shipped, not other"):
+        settings.remember(config, {"base": "other"}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from ar3d_jax.config import Config, to_dict
+from ar3d_jax.errors import UserError
+from ar3d_jax.generate import checkpoint_config
+
 pytestmark = pytest.mark.usefixtures("egl")
 
 
@@ -79,3 +83,17 @@ def test_bad_input_is_one_line_and_status_2(trained, tmp_path):
         assert done.returncode == 2, (flags, done.stderr)
         assert "Traceback" not in done.stderr
         assert expected in done.stderr.splitlines()[-1], (flags, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", "null", '{"policy": 3}', "[" * 60_000, "\xff"]
+)
+def test_a_damaged_config_is_one_line_with_the_remedy(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, "latin-1")
+    with pytest.raises(UserError) as caught:
+        checkpoint_config(tmp_path)
+    line = str(caught.value)
+    assert line.startswith(f"--checkpoint={tmp_path}: cannot read {tmp_path}/config")
+    assert "writes a damaged config.json anew when its command is given again" in line
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(Config())))
+    assert checkpoint_config(tmp_path) == Config()

@@ -120,6 +120,23 @@ def test_missing_scores_end_the_run_only_where_that_is_wanted():
                 run.watch.check()
 
 
+def outlasts(missing, steps, **changes):
+    """Whether a run with the default limit goes on after such steps."""
+    run = Run(on_failure="stop", **changes)
+    for _ in range(steps):
+        run.see(*[1.0, 2.0] * 50, missing=missing).watch.check()
+    return True
+
+
+def test_a_hiccup_does_not_end_a_run_and_scores_that_are_gone_do():
+    assert outlasts(missing=100, steps=4)
+    assert outlasts(missing=20, steps=50)  # a fifth: some answers cannot be read
+    for missing, changes in ((100, {}), (21, {}), (1, {"missing_alarm": 1e-6})):
+        assert outlasts(missing, 4, **changes)
+        with pytest.raises(UserError, match="missing in 5 steps in a row"):
+            outlasts(missing, 5, **changes)
+
+
 def test_what_was_switched_is_said():
     saved = {"coarse": {"category": 1.0, "alignment": 1.0}, "refined": {}}
     now = {"coarse": {"category": 0.0, "alignment": 1.0}, "refined": {}}

@@ -23,7 +23,7 @@ from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.command import run
 from ar3d_jax.data.augmentation import load_augmented
 from ar3d_jax.data.catalog import load_catalog
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, whole_file
 from ar3d_jax.sharding import make_mesh
 
 CODEC = Path(__file__).parents[1] / "assets" / "tiny" / "codec.safetensors"
@@ -109,10 +109,8 @@ def main(_: list[str]) -> None:
         "held_out_logits": np.stack(unseen),
     }
     path = folder / "recoded.npz"
-    with writing(path):
-        partial = path.with_suffix(".partial.npz")
+    with whole_file(path) as partial:
         np.savez(partial, **columns)
-        partial.replace(path)
     print(f"{path}: {len(rows)} objects")
 
 

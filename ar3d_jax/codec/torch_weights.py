@@ -24,7 +24,7 @@ import safetensors.numpy
 
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import UserError, starting_python, whole_file
 
 KINDS = (".safetensors", ".bin", ".pt", ".pth")  # the first one, and torch's pickles
 _RENAMES = {
@@ -186,12 +186,14 @@ def _as_safetensors(path: pathlib.Path) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / "codec.safetensors"
         command = [sys.executable, "-m", "ar3d_jax.rewards.sidecar.unpickle"]
-        done = subprocess.run(
-            [*command, str(path), str(target)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with starting_python():
+            done = subprocess.run(
+                [*command, str(path), str(target)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
         if done.returncode:
             raise OSError((done.stderr.strip().splitlines() or ["no torch"])[-1])
         yield target
@@ -204,4 +206,5 @@ def save(codec: Codec, path: str | pathlib.Path, dtype: np.typing.DTypeLike) -> 
         for name, leaf in named_leaves(codec).items()
     }
     metadata = {"resolution": str(codec.config.resolution)}
-    safetensors.numpy.save_file(tensors, str(path), metadata)
+    with whole_file(pathlib.Path(path)) as partial:
+        safetensors.numpy.save_file(tensors, str(partial), metadata)

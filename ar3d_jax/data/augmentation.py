@@ -19,7 +19,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data.catalog import load_catalog
 from ar3d_jax.data.parallel import map_objects
 from ar3d_jax.data.sh3f import normalise
-from ar3d_jax.errors import UserError, reading
+from ar3d_jax.errors import UserError, reading, whole_file
 
 STRETCH = (
     1.25  # each side by up to this factor either way; our choice: still the object
@@ -117,13 +117,8 @@ class AugmentedVoxels:
         """
         columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         columns["voxels"] = columns.pop("packed")
-        # Whole or not at all: trainings may be waiting for the file.
-        partial = path.with_suffix(".partial.npz")
-        try:
-            np.savez(partial, **columns)
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, **columns)
 
 
 def load_augmented(path: Path | str) -> AugmentedVoxels:

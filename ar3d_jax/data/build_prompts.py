@@ -24,7 +24,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data.near_duplicates import THRESHOLD, NearDuplicates
 from ar3d_jax.data.prompts import REASONING, read_prompts
 from ar3d_jax.data.trellis_metadata import read_assets
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, write_whole, writing
 
 TEST_SET = "Toys4k"  # its file's name, as TRELLIS-500K has it
 
@@ -264,8 +264,8 @@ def main(_: list[str]) -> None:
     beside = out.with_suffix(".report.json")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(lines), "utf-8")
-        beside.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    write_whole(out, "".join(lines))
+    write_whole(beside, json.dumps(report, indent=1) + "\n")
     parts = [f"{name} {s['chosen']}" for name, s in report["sources"].items()]
     print(f"{out}: {len(rows)} prompts ({', '.join(parts)}); see {beside.name}")
 

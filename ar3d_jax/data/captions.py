@@ -305,7 +305,7 @@ def prompts(record: Mapping[str, Any], extents: Extents) -> list[str]:
     """Requests for this object, from bare to detailed; the first four are shipped."""
     thing, kind = record["noun"], record["class"]
     shape = proportions(extents, is_round=record["measured"]["round"])
-    adjectives = shape.replace(" and ", " ").replace("medium ", "")
+    shaped = article(_shaped(shape, thing))
     width, depth, height = sides(extents)
     named = _listed([part.replace("foot", "one foot") for part in parts(record)])
     place = PLACES.get(record["category"], "")
@@ -313,25 +313,53 @@ def prompts(record: Mapping[str, Any], extents: Extents) -> list[str]:
     tags = ", ".join(new[:2])
     texts = [
         article(thing),
-        article(f"{adjectives} {thing}"),
-        f"{article(f'{adjectives} {thing}')} with {named}",
+        shaped,
+        f"{shaped} with {named}",
         f"{article(thing)} with {named}",
-        f"{article(_dressed(record))}, {shape}",
+        ", ".join([article(_dressed(record)), *_both(_unsaid(shape, thing))]),
         f"{article(thing)}, width {width}, depth {depth}, height {height}",
     ]
     if place:
-        texts.append(f"{article(f'{adjectives} {thing}')} {place}")
+        texts.append(f"{shaped} {place}")
     if tags:
         texts.append(f"{article(thing)} ({tags})")
     if kind not in thing and kind != "other":
-        texts.append(f"{article(f'{adjectives} {kind}')} like {article(thing)}")
+        like = " ".join([*_unsaid(shape.replace("medium and ", ""), thing), kind])
+        texts.append(f"{article(like)} like {article(thing)}")
     return texts
+
+
+def _unsaid(shape: str, thing: str) -> list[str]:
+    """The words of `low and round` that the noun has not: `low` of a `round table`."""
+    return [word for word in shape.split(" and ") if word not in _words(thing)]
+
+
+def _words(phrase: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", phrase)
+
+
+def _both(words: list[str]) -> list[str]:
+    """`low and round`, `low` or nothing."""
+    return [" and ".join(words)] if words else []
+
+
+def _shaped(shape: str, thing: str) -> str:
+    """`low wide table` of `low and wide`: no word twice, and `medium` unsaid.
+
+    Where the noun has one of the words, a comma sets the other apart: a `low, round
+    table` is no `low round` table, whose name is another, and prompts stay different.
+    """
+    words = _unsaid(shape, thing)
+    if len(words) < 2:
+        return ", ".join([*words, thing])
+    return " ".join([*(word for word in words if word != "medium"), thing])
 
 
 def _dressed(record: Mapping[str, Any]) -> str:
     """The noun with its main colour, and material where one would say it."""
     thing, material = record["noun"], record["materials"][0]
-    words = record["colours"][:1]
+    own = _words(thing)  # a brown bread is not said to be dark brown
+    words = [name for name in record["colours"][:1] if name.split()[-1] not in own]
     if record["group"] not in UNDRESSED and material not in thing:
         words = [*words, {"wood": "wooden", "leaves": "leafy"}.get(material, material)]
     return " ".join([*words, thing])

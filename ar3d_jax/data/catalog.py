@@ -13,6 +13,7 @@ training are `augmentation.py`; prompts for reinforcement learning are `prompts.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import zipfile
@@ -29,7 +30,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data import captions, sh3f
 from ar3d_jax.data.contact_sheet import contact_sheet, draw_voxels
 from ar3d_jax.data.parallel import map_objects
-from ar3d_jax.errors import UserError, reading, writing
+from ar3d_jax.errors import UserError, reading, whole_file, write_whole, writing
 
 SOURCE = "/usr/share/sweethome3d/furniture"  # Debian package sweethome3d-furniture
 HELD_OUT_ONE_IN = 10
@@ -196,26 +197,24 @@ def _write_arrays(loaded: list[_Loaded], resolution: int, path: Path) -> None:
     vertices = [item.vertices for item in loaded]
     faces = [item.faces for item in loaded]
     records = [item.record for item in loaded]
-    # Whole or not at all: trainings may be waiting for the file.
-    partial = path.with_suffix(".partial.npz")
-    np.savez(
-        partial,
-        ids=np.array([record["id"] for record in records]),
-        voxels=np.stack([item.packed for item in loaded]),
-        resolution=resolution,
-        extents=np.array([r["extents"] for r in records], np.float32),
-        held_out=np.array([r["held_out"] for r in records]),
-        vertices=np.concatenate(vertices),
-        vertex_offsets=offsets(vertices),
-        faces=np.concatenate(faces),
-        face_offsets=offsets(faces),
-    )
-    partial.replace(path)
+    with whole_file(path) as partial:
+        np.savez(
+            partial,
+            ids=np.array([record["id"] for record in records]),
+            voxels=np.stack([item.packed for item in loaded]),
+            resolution=resolution,
+            extents=np.array([r["extents"] for r in records], np.float32),
+            held_out=np.array([r["held_out"] for r in records]),
+            vertices=np.concatenate(vertices),
+            vertex_offsets=offsets(vertices),
+            faces=np.concatenate(faces),
+            face_offsets=offsets(faces),
+        )
 
 
 def _write_lines(records: Iterable[dict[str, Any]], path: Path) -> None:
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    path.write_text("".join(lines), "utf-8")
+    write_whole(path, "".join(lines))
 
 
 def shipped_prompts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -239,8 +238,9 @@ def shipped_prompts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not record["held_out"]:
             continue
         name = record["class"]
-        fresh = [t for t in enumerate(record["captions"]) if t[1] not in seen]
-        for number, text in fresh[:SHIPPED_PROMPTS]:
+        # Looks at `seen` as each is taken: the object's own repetitions go, too.
+        fresh = (t for t in enumerate(record["captions"]) if t[1] not in seen)
+        for number, text in itertools.islice(fresh, SHIPPED_PROMPTS):
             seen.add(text)
             turn[name] += 1
             place = (turn[name], record["group"] != "furniture", -common[name], name)
@@ -261,9 +261,9 @@ def write_held_out(catalog: Catalog, path: Path) -> None:
         UserError: `path` cannot be written.
     """
     rows = np.flatnonzero(catalog.held_out)
-    with writing(path):
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
-            path,
+            file,
             ids=np.array([catalog.objects[row]["id"] for row in rows]),
             groups=np.array([catalog.objects[row]["group"] for row in rows]),
             voxels=catalog.packed[rows],
@@ -397,17 +397,15 @@ def build_catalog(
     if not loaded:
         reason = report["skipped"][0]["reason"] if pieces else "the catalog is empty"
         raise UserError(f"no usable object in {source}: {reason}")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         _write_arrays(loaded, resolution, out / "objects.npz")
         _write_lines((item.record for item in loaded), out / "objects.jsonl")
-        (out / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
-        (out / "report.md").write_text(_markdown(report), "utf-8")
+        write_whole(out / "report.json", json.dumps(report, indent=1))
+        write_whole(out / "report.md", _markdown(report))
         pictures = [item.picture for item in loaded]
         labels = [item.record["noun"] for item in loaded]
         contact_sheet(pictures, labels, SHEET_COLUMNS).save(out / "contact_sheet.png")
-    except OSError as error:
-        raise UserError(f"cannot write the catalog to {out}: {error}") from error
     return report
 
 
@@ -431,8 +429,7 @@ def main(_: list[str]) -> None:
     )
     if flags.FLAGS.prompts:
         prompts = Path(flags.FLAGS.prompts)
-        with writing(prompts):
-            _write_lines(shipped_prompts(load_catalog(out).objects), prompts)
+        _write_lines(shipped_prompts(load_catalog(out).objects), prompts)
     if flags.FLAGS.held_out:
         write_held_out(load_catalog(out), Path(flags.FLAGS.held_out))
     print(

@@ -30,7 +30,7 @@ from ar3d_jax.config import Config, RewardsConfig
 from ar3d_jax.data import part_lists
 from ar3d_jax.data.part_lists import Parts
 from ar3d_jax.data.prompts import read_prompts
-from ar3d_jax.errors import UserError, exit_on_user_error, writing
+from ar3d_jax.errors import UserError, exit_on_user_error, starting_python, writing
 
 BACKENDS = ("words", "local", "openai")
 ASKING = "ar3d_jax.rewards.sidecar.list_parts"
@@ -178,7 +178,8 @@ def main(argv: list[str]) -> None:
     with exit_on_user_error():
         task = read_command(argv)
         if task.backend != "words":
-            os.execv(sys.executable, [sys.executable, "-m", ASKING, *argv[1:]])
+            with starting_python():
+                os.execv(sys.executable, [sys.executable, "-m", ASKING, *argv[1:]])
         with open_list(task.out) as lists:
             write_words([p for p in task.prompts if p not in lists.there], lists)
         print(summary(task, lists))

@@ -19,7 +19,7 @@ from ar3d_jax.codec import surface
 from ar3d_jax.data.catalog import HeldOut, load_held_out
 from ar3d_jax.data.prompts import REASONING, SHIPPED, read_prompts, read_table
 from ar3d_jax.data.trellis_metadata import Asset, read_assets
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, whole_file, writing
 from ar3d_jax.evaluation.annotations import CATEGORIES, read_annotations
 
 HELD_OUT = SHIPPED.parent / "held_out.npz"
@@ -148,9 +148,8 @@ def _with_truth(items: list[Item], folder: Path) -> list[Item]:
 
 def _write_truth(held_out: HeldOut, row: int, path: Path) -> None:
     logits = np.where(held_out.voxels[row], 1.0, -1.0).astype(np.float32)
-    partial = path.with_suffix(".partial")  # whole or not at all
-    surface.to_glb(surface.extract(logits), partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        surface.to_glb(surface.extract(logits), partial)
 
 
 def _reasoning() -> tuple[list[Item], list[str]]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ar3d_jax.codec import surface
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, write_whole, writing
 from ar3d_jax.evaluation.benchmarks import Item
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
@@ -100,7 +100,7 @@ def write(
             "codes": {step: row.tolist() for step, row in codes.items()},
         }
         text = json.dumps(record, ensure_ascii=False)
-        (unfinished / "object.json").write_text(text + "\n", "utf-8")
+        write_whole(unfinished / "object.json", text + "\n")
         os.replace(unfinished, place)
 
 
@@ -117,9 +117,8 @@ def write_failure(
     record["codes"] = {step: [] for step in steps}
     with writing(folder):
         place.mkdir(parents=True, exist_ok=True)
-        unfinished = place / ".object.json"
-        unfinished.write_text(json.dumps(record, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(unfinished, place / "object.json")
+        text = json.dumps(record, ensure_ascii=False)
+        write_whole(place / "object.json", text + "\n")
 
 
 def missing(folder: Path, seed: int, items: Sequence[Item]) -> bool:

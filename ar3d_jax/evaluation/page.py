@@ -8,6 +8,7 @@ other, and no connection to anywhere: text from prompts can neither run nor call
 import base64
 import hashlib
 import html
+import os
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -349,4 +350,4 @@ def _link(path: str) -> str:
     """A path as an address; nothing in it can be taken for a scheme."""
     if Path(path).is_absolute():
         return _text(Path(path).as_uri())
-    return _text(urllib.parse.quote(path))
+    return _text(urllib.parse.quote(os.fsencode(path)))

@@ -9,7 +9,6 @@ cameras and light, the networks' names and places. `measure.py` makes records.
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ar3d_jax.codec import voxels
-from ar3d_jax.errors import writing
+from ar3d_jax.errors import whole_file, writing
 
 VERSION = 2  # of what is measured and how files are read; part of every key
 RESOLUTION = 32  # voxels for IoU and diversity; the tiny codec's, our choice for all
@@ -93,12 +92,10 @@ def save(record: Record, path: Path) -> None:
         **{f"vectors/{name}": value for name, value in record.vectors.items()},
         **{f"texts/{name}": value for name, value in record.texts.items()},
     }
-    unfinished = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(unfinished, path)
+    with whole_file(path) as partial:
+        np.savez(partial, **arrays)
 
 
 def load(path: Path) -> Record | None:

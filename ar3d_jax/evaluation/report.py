@@ -35,7 +35,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ar3d_jax.errors import writing
+from ar3d_jax.errors import write_whole, writing
 from ar3d_jax.evaluation.markdown import markdown
 from ar3d_jax.evaluation.page import page
 from ar3d_jax.evaluation.radar import radar
@@ -57,18 +57,13 @@ def write(folder: Path, report: dict[str, Any], shown: int = 6) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-        _write(folder / "report.json", text + "\n")
-        _write(folder / "report.md", markdown(report, shown))
+        write_whole(folder / "report.json", text + "\n")
+        write_whole(folder / "report.md", markdown(report, shown))
         if picture is None:
             (folder / "radar.svg").unlink(missing_ok=True)
         else:
-            _write(folder / "radar.svg", picture)
-        _write(folder / "index.html", page(folder, report, shown, picture))
-
-
-def _write(path: Path, text: str) -> None:
-    # A lone half of a surrogate pair, as JSON may smuggle it into a caption, is a "?".
-    path.write_bytes(text.encode("utf-8", errors="replace"))
+            write_whole(folder / "radar.svg", picture)
+        write_whole(folder / "index.html", page(folder, report, shown, picture))
 
 
 def _finite(value: Any) -> Any:

@@ -11,16 +11,18 @@ ancestor is T2I-R1. How this file differs from them and from other GRPO code, an
 2. `token` is the paper's: tokens are averaged over one prompt's group, groups over the
    prompts of the batch. A group that teaches nothing (`advantages.used_groups`) is
    masked out, KL included, and still counts among the prompts: equation 11 gives such a
-   group's policy term the value 0, and a step with half of its groups gone moves half
-   as far.
+   group's policy term the value 0. With half of its groups gone a step's gradient is
+   half as large. AdamW divides by a running mean of gradients' sizes: where that is
+   usual, nothing is left of the half but the noise of fewer groups.
 3. `sequence` averages each rollout first; one without tokens counts as 0 (as TRL; verl
    and tunix drop it).
 4. The KL estimate is pi_ref/pi - log(pi_ref/pi) - 1 per token (the paper, T2I-R1), not
    multiplied by the ratio (TRL since 1.10), not k1 (tunix).
-5. `importance="sequence"` is GSPO with the gradient through every token of the sequence
-   ratio (TRL; verl and tunix stop all but one token's). A sequence is all that one step
-   sampled: its plan and its shape. It has clip bounds of its own, a hundred times
-   narrower (GSPO's), because the mean of a thousand log-ratios moves so much less.
+5. `importance="sequence"`, together with `sequence` aggregation, is GSPO with the
+   gradient through every token of the sequence ratio (TRL; verl and tunix stop all but
+   one token's). A sequence is all that one step sampled: its plan and its shape. It has
+   clip bounds of its own, a hundred times narrower (GSPO's), because the mean of a
+   thousand log-ratios moves so much less.
 6. Clip bounds are decoupled, 1 - clip_low and 1 + clip_high (DAPO; table 2's best row).
    `dual_clip` c > 1 also bounds what a negative advantage can do: the objective of such
    a token is not below c A (arXiv 1912.09729).

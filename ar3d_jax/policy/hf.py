@@ -28,7 +28,7 @@ from flax import nnx
 from safetensors import SafetensorError
 
 from ar3d_jax.config import PolicyConfig
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, whole_file, write_whole, writing
 from ar3d_jax.policy import hf_tensors, safetensor_files
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.hf_tensors import Parameter, Tensor
@@ -119,7 +119,7 @@ def save(
             folder.mkdir(parents=True, exist_ok=True)
             if base is None:
                 config = json.dumps(_config(policy.cfg, dtype.name), indent=2) + "\n"
-                (folder / CONFIG_FILE).write_text(config)
+                write_whole(folder / CONFIG_FILE, config)
             else:
                 copy_small_files(Path(base), folder)
         for name, source in files.items():
@@ -234,7 +234,8 @@ def copy_small_files(base: Path, folder: Path) -> None:
     """Copies all but weights: config, index, tokenizer, processor, template."""
     for file in base.iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS):
-            shutil.copyfile(file, folder / file.name)
+            with whole_file(folder / file.name) as partial:
+                shutil.copyfile(file, partial)
 
 
 def _check_base(base: Path, cfg: PolicyConfig) -> None:
@@ -262,7 +263,7 @@ def read_config(folder: Path) -> PolicyConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        whole = json.loads(path.read_text())
+        whole = json.loads(path.read_text("utf-8"))
         if not isinstance(whole, dict):
             raise ValueError("no JSON object")
         # Newer Qwen2.5-VL configs keep the text model's fields in a section of their
@@ -372,7 +373,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     try:
-        index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        index = json.loads((folder / INDEX_FILE).read_text("utf-8"))["weight_map"]
         return [folder / name for name in sorted(set(index.values()))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

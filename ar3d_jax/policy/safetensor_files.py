@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
+from ar3d_jax.errors import whole_file
+
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -94,11 +96,9 @@ def new_file(path: Path, header: Header) -> Iterator[Callable[[Any], int]]:
     """
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin aligned
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         yield file.write
-    partial.replace(path)
 
 
 def as_bytes(value: np.ndarray, entry: Entry) -> bytes | memoryview:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ar3d_jax.config import RenderConfig
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.errors import UserError, write_whole
 
 Poses = Float[np.ndarray, "V 4 4"]
 RIGID = 1e-3  # how far a file's rotation may be from one; Blender's are at 1e-7
@@ -164,9 +164,7 @@ def write_transforms(path: pathlib.Path | str, cameras: Cameras) -> None:
         "offset": [0.0] * 3,
         "frames": frames,
     }
-    path = pathlib.Path(path)
-    with writing(path):
-        path.write_text(json.dumps(content, indent=4))
+    write_whole(pathlib.Path(path), json.dumps(content, indent=4))
 
 
 def read_transforms(path: pathlib.Path | str) -> Cameras:

@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+from ar3d_jax.errors import starting_python
 from ar3d_jax.rewards import wire
 
 START_S = 300.0  # importing and loading take minutes on a cold disk
@@ -56,10 +57,14 @@ class Child:
         self.outstanding: collections.deque[Any] = collections.deque()
 
     def start(self) -> None:
-        """Starts the process and tells it its config; `hello` follows later."""
+        """Starts the process and tells it its config; `hello` follows later.
+
+        Raises:
+            UserError: this Python may not be run again.
+        """
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), self._ring.fd)
-        with theirs, self.log.open("ab") as log:
+        with theirs, self.log.open("ab") as log, starting_python():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *map(str, fds)],
                 pass_fds=fds,

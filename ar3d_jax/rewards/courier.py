@@ -210,8 +210,15 @@ class Courier:
             self._replace(child, "died")
             return
         for message in messages:
-            if not self._understand(child, message):
-                self._replace(child, f"sent what was not asked ({message})")
+            try:
+                understood = self._understand(child, message)
+            except UserError:
+                raise
+            except (LookupError, TypeError, AttributeError, ValueError):
+                understood = False  # a field is missing, or something else
+            if not understood:
+                said = ascii(message)[:200]
+                self._replace(child, f"sent what was not asked ({said})")
                 return
 
     def _understand(self, child: Child, message: dict[str, Any]) -> bool:

@@ -230,7 +230,7 @@ def as_json(scored: Sequence[Scored], scorers: Mapping[str, str]) -> str:
         for one in scored
     ]
     document = {"scorers": scorers, "meshes": rows}
-    return json.dumps(document, ensure_ascii=False, indent=1)
+    return json.dumps(document, indent=1)  # ASCII: whatever the terminal's encoding is
 
 
 def as_table(scored: Sequence[Scored], scorers: Mapping[str, str]) -> str:
@@ -341,7 +341,7 @@ def main() -> None:
         text = (as_json if values.json else as_table)(scored, scorers)
         if out:
             with writing(out):
-                out.write_text(text + "\n", "utf-8")
+                out.write_text(text + "\n", "utf-8", errors="backslashreplace")
         else:
             print(text)
         if not any(one.scores for one in scored):

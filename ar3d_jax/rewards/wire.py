@@ -186,13 +186,14 @@ def available_bytes(
     The ring is an anonymous file: /dev/shm's own size, 64 MiB in many containers, does
     not bound it, memory does.
     """
-    fields = (line.split() for line in meminfo.read_text().splitlines())
+    fields = (line.split() for line in meminfo.read_text("utf-8").splitlines())
     free = next(int(field[1]) for field in fields if field[0] == "MemAvailable:") * 1024
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
+        limit = (group / "memory.max").read_text("utf-8").strip()
+        used = int((group / "memory.current").read_text("utf-8"))
         fields = (
-            line.split() for line in (group / "memory.stat").read_text().splitlines()
+            line.split()
+            for line in (group / "memory.stat").read_text("utf-8").splitlines()
         )
         used -= sum(int(n) for name, n in fields if name.endswith("active_file"))
     except OSError:  # no control group of our own, or an old kind
@@ -276,6 +277,21 @@ class Ring:
         os.close(self.fd)
 
 
+def read_object(text: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `text`.
+
+    Raises:
+        ValueError: it is none, or deeper than anybody writes one.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"JSON that is no object: {text[:40]!r}")
+    return found
+
+
 class Channel:
     """One end of a socket that carries JSON objects, one per line."""
 
@@ -330,7 +346,7 @@ class Channel:
         if len(rest) > MESSAGE_BYTES:
             raise ValueError(f"more than {MESSAGE_BYTES} bytes without an end of line")
         self._received = bytearray(rest)
-        return [json.loads(line) for line in lines]
+        return [read_object(line) for line in lines]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Messages as they come, until the other end closes."""

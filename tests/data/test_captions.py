@@ -1,5 +1,8 @@
 """Words for objects: nouns and classes, colours, measurements, and the three texts."""
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 
@@ -210,3 +213,63 @@ def test_class_is_named_where_the_noun_does_not_say_it():
     assert prompts(dog, (0.5, 1.0, 0.8))[-1] == "a deep animal like a dog"
     # One does not say of what a dog is made.
     assert "a brown dog, medium and deep" in prompts(dog, (0.5, 1.0, 0.8))
+
+
+def doubled(text):
+    """Words of a text that stand twice in a row, whatever is between them."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    return [one for one, other in itertools.pairwise(words) if one == other]
+
+
+@pytest.mark.parametrize(
+    ("extents", "expected"),
+    [
+        (
+            (1.0, 1.0, 0.4),
+            (
+                "a low, round table",
+                "a low, round table with top and four legs",
+                "a brown wooden round table, low",
+            ),
+        ),
+        (
+            (1.0, 1.0, 1.0),
+            (
+                "a medium, round table",
+                "a medium, round table with top and four legs",
+                "a brown wooden round table, medium",
+            ),
+        ),
+        (
+            (1.0, 0.5, 0.4),  # a quarter turn changes it: not round as measured
+            (
+                "a low wide round table",
+                "a low wide round table with top and four legs",
+                "a brown wooden round table, low and wide",
+            ),
+        ),
+    ],
+)
+def test_what_the_noun_says_already_is_not_said_again(extents, expected):
+    measured = record()["measured"] | {"round": True}
+    texts = prompts(record(noun="round table", measured=measured, tags=[]), extents)
+    assert (texts[1], texts[2], texts[4]) == expected
+    assert texts[0] == "a round table"
+    assert len(set(texts)) == len(texts)
+
+
+NOUNS = ["table", "round table", "low table", "wide bench", "brown bread", "tall lamp"]
+NOUNS += ["flat round mat", "medium box", "orange", "thin wall", "dark brown rug"]
+SIZES = (0.02, 0.3, 0.5, 0.9, 1.0)
+
+
+@pytest.mark.parametrize("is_round", [False, True])
+@pytest.mark.parametrize("colour", ["brown", "orange", "dark brown"])
+@pytest.mark.parametrize("noun", NOUNS)
+@pytest.mark.parametrize("group", ["furniture", "food"])
+def test_no_prompt_doubles_a_word(noun, colour, is_round, group):
+    measured = record()["measured"] | {"round": is_round}
+    thing = record(noun=noun, colours=[colour], measured=measured, group=group)
+    for extents in itertools.product(SIZES, repeat=3):
+        for text in prompts(thing, extents):
+            assert not doubled(text), text

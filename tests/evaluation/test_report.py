@@ -145,7 +145,9 @@ def test_half_a_letter_in_a_caption_does_not_stop_the_report(tmp_path):
     made = many()
     made["systems"][0]["objects"][0]["caption"] = "a chair \ud83d"
     report.write(tmp_path, made)
-    assert "a chair ?" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert r"a chair \ud83d" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    told = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert told["systems"][0]["objects"][0]["caption"] == "a chair \ud83d"
 
 
 def test_best_and_worst_by_the_last_steps_first_clip_score():

@@ -187,3 +187,13 @@ def test_no_kubectl_is_one_line_and_exit_2(cluster, tmp_path):
         cluster.run("gke.sh", "delete", "--name=mine", PATH=bare_path(tmp_path))
     )
     assert error.startswith("error: no kubectl here: install it")
+
+
+def test_a_kubectl_that_may_not_run_is_named(cluster, tmp_path):
+    path = bare_path(tmp_path)
+    program = tmp_path / "bare" / "kubectl"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o644)
+    error = refused(cluster.run("gke.sh", "delete", "--name=mine", PATH=path))
+    assert error.startswith(f"error: {program} may not be run: chmod +x it, or install")
+    assert error.endswith("get-credentials), and start again\n")

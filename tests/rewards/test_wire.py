@@ -5,6 +5,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -170,11 +171,28 @@ def test_messages_may_come_in_pieces_and_in_heaps(ends):
     assert list(channel) == [{"d": 4}]
 
 
-def test_what_is_no_message_is_refused(ends):
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"nonsense", "Expecting value"),
+        (b"", "Expecting value"),
+        (b"[" * 60_000, "nested too deeply"),
+        (b'{"a":' * 60_000, "nested too deeply"),
+        (b"[]", "no object"),
+        (b"7", "no object"),
+        (b'"hello"', "no object"),
+        (b"null", "no object"),
+        (b'{"a": "\xff"}', "decode"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
+    ],
+)
+def test_what_is_no_message_is_refused(ends, line, problem):
     channel, end = ends
-    end.sendall(b"nonsense\n")
-    with pytest.raises(ValueError, match="Expecting value"):
-        channel.receive()
+    sending = threading.Thread(target=end.sendall, args=[line + b"\n"])
+    sending.start()  # more than the socket holds, perhaps
+    with pytest.raises(ValueError, match=problem):
+        list(channel)
+    sending.join()
 
 
 def test_an_endless_line_is_refused(ends, monkeypatch):

@@ -271,8 +271,7 @@ def _read(reply: httpx2.Response, url: str) -> Answer:
         found: Any = reply.json()
     except (ValueError, RecursionError):
         found = None
-    stated = found.get("error") or found.get("detail") if isinstance(found, dict) else 0
-    said = " ".join(str(stated or reply.text).split())[:200]
+    said = " ".join(_stated(found, reply.text).split())[:200]
     if status != 200:
         again = status in (408, 429) or status >= 500
         raise _Failure(
@@ -295,6 +294,15 @@ def _read(reply: httpx2.Response, url: str) -> Answer:
     return Answer(text, cut=finish == "length")
 
 
+def _stated(found: Any, text: str) -> str:
+    """The error that a reply states; else its text."""
+    stated = found.get("error") or found.get("detail") if isinstance(found, dict) else 0
+    try:
+        return str(stated or text)
+    except RecursionError:
+        return text
+
+
 def _retry_after(reply: httpx2.Response) -> float:
     """Seconds; the header has them, or a date."""
     stated = reply.headers.get("retry-after", "")
@@ -306,7 +314,7 @@ def _retry_after(reply: httpx2.Response) -> float:
         return max(
             email.utils.parsedate_to_datetime(stated).timestamp() - time.time(), 0
         )
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, LookupError, TypeError):
         return 0.0
 
 
@@ -338,16 +346,18 @@ def _check(url: str, model: str, server: str, field: str) -> str | None:
     try:
         reply = httpx2.get(place, timeout=CONNECT_S, trust_env=not _is_here(url))
         reply.raise_for_status()
-        served = [one["id"] for one in reply.json()["data"]] if lists else [model]
+        served = [model]
+        if lists:
+            served = [str(one["id"]) for one in reply.json()["data"]]
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         said = " ".join(str(error).split())[:200]
         return f"{place} does not answer ({type(error).__name__}: {said})"
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         problem = f"{place} answers with something else than a list of models"
     else:
         if model in served:
             return None
-        names = " ".join(", ".join(map(str, served)).split())[:200]
+        names = " ".join(", ".join(served).split())[:200]
         problem = f"{url} serves {names or 'nothing'}"
     raise UserError(_refusal(problem, model, field))
 

@@ -22,10 +22,13 @@ one that sends more than it may. Deadlines are the callers'.
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import json
+import math
 import secrets
 import socket
+import string
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -139,11 +142,9 @@ class Connection:
             raise Refused(f"a frame of {lengths[0]} and {lengths[1]} bytes")
         text = await self._read(lengths[0])
         try:
-            message = json.loads(bytes(text))
+            message = wire.read_object(text.tobytes())
         except ValueError as error:
             raise Refused("what came is no message") from error
-        if not isinstance(message, dict):
-            raise Refused("what came is no message")
         return message, await self._read(lengths[1])
 
     async def _read(self, count: int) -> np.ndarray:
@@ -170,15 +171,30 @@ def _proof(secret: bytes, who: str, nonces: tuple[str, str]) -> str:
     return hmac.digest(secret, f"{who} {' '.join(nonces)}".encode(), "sha256").hex()
 
 
+def _word(message: Message, name: str) -> str:
+    """A nonce or a proof: hexadecimal digits.
+
+    Raises:
+        Refused: it is something else.
+    """
+    word = message.get(name)
+    if not isinstance(word, str) or not set(word) <= set(string.hexdigits):
+        raise Refused(f"a greeting whose {name} is {_shown(word)}")
+    return word
+
+
+def _shown(value: object) -> str:
+    """Whatever a peer sent, in one short line."""
+    return " ".join(ascii(value)[:100].split())
+
+
 def _proves(message: Message, expected: str) -> bool:
-    return hmac.compare_digest(
-        str(message.get("proof", "")).encode(), expected.encode()
-    )
+    return hmac.compare_digest(_word(message, "proof"), expected)
 
 
 async def greet_server(
     connection: Connection, secret: bytes, wants: dict[str, str]
-) -> Message:
+) -> dict[str, Message]:
     """The host's side of the handshake: what the server's scorers are.
 
     Raises:
@@ -189,18 +205,25 @@ async def greet_server(
     version = hello.get("ar3d_rewards")
     if version != wire.VERSION:
         raise Refused(
-            f"it speaks version {version}, this host {wire.VERSION}: both must be the "
-            "same ar3d_jax"
+            f"it speaks version {_shown(version)}, this host {wire.VERSION}: both must "
+            "be the same ar3d_jax"
         )
-    nonces = str(hello.get("nonce", "")), secrets.token_hex(16)
+    nonces = _word(hello, "nonce"), secrets.token_hex(16)
     greeting = {"version": wire.VERSION, "nonce": nonces[1], "wants": wants}
     await connection.send(greeting | {"proof": _proof(secret, "host", nonces)})
     answer, _ = await connection.receive(GREETING_BYTES)
     if "refused" in answer:
-        raise Refused(str(answer["refused"])[:300])
+        raise Refused(" ".join(str(answer["refused"]).split())[:300])
     if not _proves(answer, _proof(secret, "server", nonces)):
         raise Refused("it does not know the secret of this host's secret_file")
-    return answer.get("about", {})
+    about, words = answer.get("about"), ("model", "revision", "place")
+    if not isinstance(about, dict) or not all(
+        isinstance(of := about.get(name), dict)
+        and all(isinstance(of.get(word), str) for word in words)
+        for name in wants.values()
+    ):
+        raise Refused(f"it has other scorers than asked for: {_shown(about)}")
+    return about
 
 
 async def greet_host(
@@ -209,23 +232,24 @@ async def greet_host(
     """The server's side of the handshake.
 
     Raises:
-        Refused: and told so: another version, another secret, other scorers.
+        Refused: another version, another secret or other scorers, and told so; or no
+            greeting at all.
         ConnectionError: the host is gone.
     """
     nonce = secrets.token_hex(16)
     await connection.send({"ar3d_rewards": wire.VERSION, "nonce": nonce})
     hello, _ = await connection.receive(GREETING_BYTES)
-    nonces = nonce, str(hello.get("nonce", ""))
-    reason = None
-    if hello.get("version") != wire.VERSION:
+    version, reason = hello.get("version"), None
+    nonces = nonce, _word(hello, "nonce")
+    if version != wire.VERSION:
         reason = (
-            f"the server speaks version {wire.VERSION}, the host "
-            f"{hello.get('version')}: both must be the same ar3d_jax"
+            f"the server speaks version {wire.VERSION}, the host {_shown(version)}: "
+            "both must be the same ar3d_jax"
         )
     elif not _proves(hello, _proof(secret, "host", nonces)):
         reason = "wrong secret: both sides must have the same secret_file"
     else:
-        reason = _what_lacks(hello.get("wants", {}), about)
+        reason = _what_lacks(hello.get("wants"), about)
     if reason:
         await connection.send({"refused": reason})
         raise Refused(reason)
@@ -233,13 +257,31 @@ async def greet_host(
     await connection.send({"proof": proof, "about": about})
 
 
-def _what_lacks(wants: dict[str, str], about: dict[str, Message]) -> str | None:
+def _what_lacks(wants: object, about: dict[str, Message]) -> str | None:
+    if not isinstance(wants, dict):
+        return f"the host wants {_shown(wants)}; expected scorers by role"
     fills = {role: name for name, each in about.items() for role in each["roles"]}
-    lacks = [f"{r} by {s}" for r, s in wants.items() if fills.get(r) != s]
+    lacks = [f"{r} by {s}" for r, s in wants.items() if (r, s) not in fills.items()]
     if not lacks:
         return None
     has = ", ".join(f"{role} by {name}" for role, name in fills.items())
-    return f"the host wants {', '.join(lacks)}; the server has {has}"
+    wanted = " ".join(", ".join(lacks).split())[:300]
+    return f"the host wants {wanted}; the server has {has}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a host asks.
+
+    Attributes:
+        number: the host's, for the answers.
+        patience: seconds until it gives up.
+        subject: the object.
+    """
+
+    number: int
+    patience: float
+    subject: Subject
 
 
 def request(number: int, subject: Subject) -> tuple[Message, list[np.ndarray]]:
@@ -254,25 +296,39 @@ def request(number: int, subject: Subject) -> tuple[Message, list[np.ndarray]]:
     return message, [subject.views, subject.points, subject.colours]
 
 
-def subject_of(message: Message, data: np.ndarray) -> Subject:
-    """The object of a request.
+def read_request(message: Message, data: np.ndarray) -> Request:
+    """The request in a frame.
 
     Raises:
-        Refused: its numbers do not fit each other.
+        Refused: a field is missing, of another type, or does not fit the others.
     """
     try:
-        shape, count = tuple(map(int, message["views"])), int(message["points"])
-        size = int(np.prod(shape))
+        number, patience = message["score"], message["patience"]
+        prompt, roles = message["prompt"], message["roles"]
+        shape, count = message["views"], message["points"]
+        lists = isinstance(shape, list) and isinstance(roles, list)
+        if not (lists and all(isinstance(word, str) for word in (prompt, *roles))):
+            raise ValueError("a field is of another type")
+        if not all(type(x) is int for x in (number, count, *shape)):
+            raise ValueError("a number is no whole one")
+        patience = float(patience)
+        if not 0 <= patience < math.inf:
+            raise ValueError(f"a patience of {patience}")
+        if len(shape) != 4 or min(*shape, count) < 0:
+            raise ValueError(f"views {shape} and {count} points")
+        size = math.prod(shape)
         ends = [size, size + 12 * count, size + 15 * count]
-        if min(*shape, count) < 0 or len(shape) != 4 or ends[-1] != len(data):
+        if ends[-1] != len(data):
             raise ValueError(f"{len(data)} bytes of views {shape} and {count} points")
         points = data[ends[0] : ends[1]].tobytes()  # aligned
-        return Subject(
-            str(message["prompt"]),
+        subject = Subject(
+            prompt,
             data[:size].reshape(shape),
             np.frombuffer(points, "<f4").reshape(count, 3),
             data[ends[1] :].reshape(count, 3),
-            tuple(map(str, message["roles"])),
+            tuple(roles),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"a request that cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        told = _shown(f"{type(error).__name__}: {error}")
+        raise Refused(f"a request that cannot be read: {told}") from error
+    return Request(number, patience, subject)

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import UserError, whole_file
 
 WEIGHTS = Path(__file__).parents[2] / "assets" / "tiny" / "judge.safetensors"
 REBUILD = "rebuild it with python -m ar3d_jax.rewards.sidecar.train_judge --catalog=DIR"
@@ -213,7 +213,8 @@ class Judge:
             for name, tensor in module.state_dict().items()
         }
         metadata = {"report": json.dumps(self.report)}
-        safetensors.torch.save_file(tensors, path, metadata)
+        with whole_file(path) as partial:
+            safetensors.torch.save_file(tensors, partial, metadata)
 
     @torch.inference_mode()
     def embed_views(

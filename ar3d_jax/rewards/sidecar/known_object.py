@@ -16,7 +16,7 @@ import numpy as np
 
 from ar3d_jax.codec.surface import Mesh
 from ar3d_jax.config import RenderConfig
-from ar3d_jax.errors import UserError, exit_on_user_error, reading, writing
+from ar3d_jax.errors import UserError, exit_on_user_error, reading, whole_file
 from ar3d_jax.rewards.known_object import PROMPT, boxes
 from ar3d_jax.rewards.sidecar.panel import JsonVerdicts, Panel
 from ar3d_jax.rewards.sidecar.scorers import Subject
@@ -120,12 +120,13 @@ def main() -> None:
     from ar3d_jax.render.geometry import surface_points
     from ar3d_jax.render.renderer import Renderer
 
-    with exit_on_user_error(), Renderer(RenderConfig()) as renderer, writing(FILE):
+    with exit_on_user_error(), Renderer(RenderConfig()) as renderer:
         mesh = chair()
         points, colours = surface_points(mesh, POINTS, seed=0)
-        np.savez_compressed(
-            FILE, views=renderer.draw(mesh), points=points, colours=colours
-        )
+        with whole_file(FILE) as partial:
+            np.savez_compressed(
+                partial, views=renderer.draw(mesh), points=points, colours=colours
+            )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from ar3d_jax.codec.voxels import unpack
 from ar3d_jax.config import RenderConfig
 from ar3d_jax.data.parallel import map_objects
+from ar3d_jax.errors import whole_file
 from ar3d_jax.render.renderer import Renderer
 from ar3d_jax.render.workers import draw_object
 from ar3d_jax.rewards.sidecar import damage
@@ -167,10 +168,9 @@ def plan_shapes(
 
 def save(pictures: Pictures, path: Path) -> None:
     """Writes the file, whole or not at all."""
-    partial = path.with_suffix(".partial.npz")
     columns = {f.name: getattr(pictures, f.name) for f in dataclasses.fields(Pictures)}
-    np.savez(partial, **columns)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        np.savez(partial, **columns)
 
 
 def load(path: Path) -> Pictures:

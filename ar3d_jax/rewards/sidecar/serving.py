@@ -12,8 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from ar3d_jax.errors import UserError
 from ar3d_jax.rewards.sidecar import frames
 from ar3d_jax.rewards.sidecar.panel import JsonVerdicts, Panel
@@ -115,7 +113,7 @@ async def _serve_host(
     except* TimeoutError:
         _say(f"host {name}: no handshake within {GREETING_S:.0f} s")
     except* OSError as errors:
-        _say(f"host {name}: {errors.exceptions[0]}")
+        _say(f"host {name}: {' '.join(str(errors.exceptions[0]).split())}")
 
 
 async def _answer(connection: frames.Connection, panel: Panel) -> None:
@@ -123,15 +121,12 @@ async def _answer(connection: frames.Connection, panel: Panel) -> None:
     room = asyncio.Semaphore(UNDER_WAY)
     outbox: asyncio.Queue[frames.Message] = asyncio.Queue()
 
-    async def score(message: frames.Message, data: np.ndarray) -> None:
-        started, number = time.monotonic(), message["score"]
-
+    async def score(request: frames.Request, started: float) -> None:
         def tell(scores: JsonVerdicts) -> None:
-            outbox.put_nowait({"scored": number, "scores": scores})
+            outbox.put_nowait({"scored": request.number, "scores": scores})
 
         try:
-            subject = frames.subject_of(message, data)
-            await panel.judge(subject, started + float(message["patience"]), tell)
+            await panel.judge(request.subject, started + request.patience, tell)
         finally:
             room.release()
 
@@ -144,6 +139,5 @@ async def _answer(connection: frames.Connection, panel: Panel) -> None:
         while True:
             await room.acquire()
             message, data = await connection.receive(most_arrays=frames.ARRAYS_BYTES)
-            if not {"score", "patience"} <= message.keys():
-                raise frames.Refused("a frame that is no request")
-            group.create_task(score(message, data))
+            started, request = time.monotonic(), frames.read_request(message, data)
+            group.create_task(score(request, started))

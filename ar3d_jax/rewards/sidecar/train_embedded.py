@@ -39,7 +39,7 @@ from ar3d_jax.command import run
 from ar3d_jax.data import captions
 from ar3d_jax.data.augmentation import load_augmented
 from ar3d_jax.data.catalog import load_catalog
-from ar3d_jax.errors import UserError, reading, writing
+from ar3d_jax.errors import UserError, reading, whole_file, write_whole, writing
 from ar3d_jax.rewards.sidecar import embedded_report, pictures
 from ar3d_jax.rewards.sidecar.batches import (
     Batches,
@@ -254,9 +254,9 @@ def write(
     )
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     text = json.dumps(dataclasses.asdict(facts), indent=1)
-    with writing(path):
-        safetensors.torch.save_file(tensors, path)
-        path.with_suffix(".json").write_text(text + "\n", "utf-8")
+    with whole_file(path) as partial:
+        safetensors.torch.save_file(tensors, partial)
+    write_whole(path.with_suffix(".json"), text + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

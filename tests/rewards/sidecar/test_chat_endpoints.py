@@ -207,6 +207,15 @@ HELPS = [
     ((200, {}, completion("")), "reply"),
     ((200, {}, completion(None)), "reply"),
     ((200, {}, completion("part", "abort")), "reply"),
+    ((200, {}, "[" * 60_000), "reply"),
+    ((200, {}, '{"error": ' + "[" * 900 + "]" * 900 + "}"), "reply"),
+    ((200, {}, '{"choices": ' + "9" * 5000 + "}"), "reply"),
+    ((200, {}, '{"choices": [NaN], "error": null}'), "reply"),
+    ((200, {}, {"choices": {"0": 1}}), "reply"),
+    ((200, {}, {"choices": "x"}), "reply"),
+    ((200, {}, {"choices": [{"message": {"content": ["a"]}}]}), "reply"),
+    ((200, {}, {"choices": [{"message": "fine", "finish_reason": "stop"}]}), "reply"),
+    ((200, {}, "null"), "reply"),
     ((200, {"content-encoding": "gzip"}, "no gzip"), "transport"),
 ]
 

@@ -4,15 +4,19 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
+import math
 import socket
 import struct
 import threading
 import time
 import zlib
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from ar3d_jax.config_rewards import RemoteConfig, RewardsConfig
 from ar3d_jax.errors import UserError
@@ -504,27 +508,6 @@ def test_a_taken_port_is_one_line(servers):
         serving.bind(("127.0.0.1", server.port))
 
 
-@pytest.mark.parametrize(
-    "noise",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        struct.pack("<II", 5, 0) + b"hello",
-        struct.pack("<II", 2, 0) + b"[]",
-        struct.pack("<II", 2**31, 0),
-        struct.pack("<II", 2, 2**31) + b"{}",
-    ],
-)
-def test_noise_ends_its_own_connection_only(servers, config, noise):
-    server = servers()
-    with socket.create_connection(("127.0.0.1", server.port)) as stranger:
-        stranger.settimeout(30)
-        stranger.sendall(noise)
-        with contextlib.suppress(ConnectionResetError):  # what it sent was not all read
-            while stranger.recv(1000):
-                pass
-    assert len(ask_all(config(server.address), [subject("a")])) == 1
-
-
 def test_a_stranger_who_says_nothing_is_sent_away(servers, monkeypatch):
     monkeypatch.setattr(serving, "GREETING_S", 0.1)
     server = servers()
@@ -552,14 +535,240 @@ def test_hosts_that_come_when_no_file_can_be_opened_are_let_in_later(
     assert not full
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"views": [1, 2, 3]}, {"points": 9}, {"views": [-1, 1, 1, 1]}, {"roles": None}],
+# --- whatever a peer sends ------------------------------------------------------------
+
+JSON = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers()
+    | strategies.floats()  # also NaN and infinities, which Python's JSON has
+    | strategies.text(strategies.characters()),  # also half surrogates
+    lambda inner: (
+        strategies.lists(inner, max_size=5)
+        | strategies.dictionaries(strategies.text(), inner, max_size=5)
+    ),
+    max_leaves=8,
 )
-def test_a_request_that_does_not_fit_is_refused(change):
+
+
+def asked():
+    """A request's frame as it arrives: its message, without `patience`, and bytes."""
     message, arrays = frames.request(1, subject("a"))
     data = np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays])
-    back = frames.subject_of(message, data)
-    np.testing.assert_array_equal(back.points, subject("a").points)
-    with pytest.raises(frames.Refused):
-        frames.subject_of(message | change, data)
+    return json.loads(json.dumps(message | {"patience": 9.5})), data
+
+
+def test_a_request_is_read_as_it_was_written():
+    request = frames.read_request(*asked())
+    assert (request.number, request.patience) == (1, 9.5)
+    for field in dataclasses.fields(scorers.Subject):
+        found, wanted = (
+            getattr(s, field.name) for s in (request.subject, subject("a"))
+        )
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": [1, 2, 3]},
+        {"views": [-1, 1, 1, 1]},
+        {"views": [2**40] * 4},
+        {"views": [0, 2**70, 1, 1]},
+        {"views": 6},
+        {"views": {"0": 6}},
+        {"views": [6.0, 8, 8, 3]},
+        {"points": 9},
+        {"points": -1},
+        {"points": math.inf},
+        {"points": True},
+        {"roles": None},
+        {"roles": "parts"},
+        {"roles": [1]},
+        {"roles": {"parts": 1}},
+        {"prompt": 7},
+        {"prompt": None},
+        {"score": None},
+        {"score": math.nan},
+        {"score": [1]},
+        {"patience": "long"},
+        {"patience": -1},
+        {"patience": math.nan},
+        {"patience": 10**400},
+        {"patience": [1]},
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(change):
+    message, data = asked()
+    with pytest.raises(frames.Refused, match="a request that cannot be read: ") as told:
+        frames.read_request(message | change, data)
+    assert len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize("field", asked()[0])
+def test_a_request_without_a_field_is_refused(field):
+    message, data = asked()
+    del message[field]
+    with pytest.raises(frames.Refused, match=f"KeyError: '{field}'"):
+        frames.read_request(message, data)
+
+
+@hypothesis.given(
+    strategies.dictionaries(strategies.sampled_from([*asked()[0]]), JSON, min_size=1)
+)
+def test_a_request_of_anything_is_read_or_refused(change):
+    message, data = asked()
+    try:
+        request = frames.read_request(message | change, data)
+    except frames.Refused:
+        return
+    json.dumps({"scored": request.number}, allow_nan=False)  # the answer can be sent
+    assert request.subject.views.dtype == np.uint8
+
+
+class Said:
+    """A connection whose other side says one thing, and hears anything."""
+
+    def __init__(self, answer):
+        self.answer, self.sent = answer, []
+
+    async def send(self, message):
+        self.sent.append(json.loads(json.dumps(message, allow_nan=False)))
+
+    async def receive(self, most):
+        answer = self.answer(self.sent) if callable(self.answer) else self.answer
+        return answer, np.zeros(0, np.uint8)
+
+
+GREETING = {"version": wire.VERSION, "nonce": "ab", "proof": "cd", "wants": {}}
+
+
+@hypothesis.given(
+    strategies.dictionaries(strategies.sampled_from([*GREETING]), JSON, min_size=1)
+)
+def test_a_greeting_of_anything_is_refused(change):
+    host = Said(GREETING | change)
+    with pytest.raises(frames.Refused) as told:
+        asyncio.run(frames.greet_host(host, SECRET, {"embedded": EMBEDDED}))
+    assert len(str(told.value)) < 300
+
+
+@hypothesis.given(JSON)
+def test_whatever_a_host_wants_that_is_not_there_is_refused(wants):
+    hypothesis.assume(wants != {})
+
+    def answer(sent):
+        proof = frames._proof(SECRET, "host", (sent[0]["nonce"], "ab"))
+        return GREETING | {"proof": proof, "wants": wants}
+
+    host = Said(answer)
+    with pytest.raises(frames.Refused, match="the host wants") as told:
+        asyncio.run(frames.greet_host(host, SECRET, {"embedded": EMBEDDED}))
+    assert len(str(told.value)) < 500
+
+
+@hypothesis.given(JSON)
+def test_whatever_a_server_says_it_has_is_refused(about):
+    def answer(sent):
+        if not sent:
+            return {"ar3d_rewards": wire.VERSION, "nonce": "ab"}
+        nonces = "ab", sent[0]["nonce"]
+        return {"proof": frames._proof(SECRET, "server", nonces), "about": about}
+
+    with pytest.raises(frames.Refused, match="other scorers than asked for"):
+        asyncio.run(frames.greet_server(Said(answer), SECRET, {"parts": "embedded"}))
+
+
+def framed(text, arrays=0):
+    return struct.pack("<II", len(text), arrays) + text
+
+
+NOISE = {
+    "brackets": framed(b"[" * 60_000),
+    "braces": framed(b'{"a":' * 12_000),
+    "nested": framed(b'{"nonce": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
+    "a number of 60,000 digits": framed(b'{"version": ' + b"9" * 60_000 + b"}"),
+    "infinity": framed(b'{"version": 1e999}'),
+    "NaN": framed(b'{"version": NaN, "nonce": NaN}'),
+    "no UTF-8": framed(b'{"version": "\xff\xfe"}'),
+    "UTF-16": framed('{"version": 3}'.encode("utf-16")),
+    "half a surrogate": framed(b'{"version": 3, "nonce": "\\ud800", "proof": ""}'),
+    "lines": framed(b'{"version": "a\\nb\\nc"}'),
+    "nothing": framed(b""),
+    "null": framed(b"null"),
+    "a list": framed(b"[]"),
+    "an empty object": framed(b"{}"),
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "text": framed(b"hello"),
+    "too long": struct.pack("<II", 2**31, 0),
+    "one byte too long": struct.pack("<II", frames.GREETING_BYTES + 1, 0),
+    "arrays too early": struct.pack("<II", 2, 2**31) + b"{}",
+}
+
+
+def spoken_to(server, noise, *, greeted=False):
+    """Sends bytes as a stranger, or as a host, and reads until the connection ends."""
+
+    async def speak():
+        end = socket.create_connection(("127.0.0.1", server.port))
+        connection = frames.Connection(end)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(30):
+                if greeted:
+                    await frames.greet_server(connection, SECRET, {})
+                with contextlib.suppress(OSError):  # what we sent was not all read
+                    await loop.sock_sendall(end, noise)
+                    while await loop.sock_recv(end, 1000):
+                        pass
+        finally:
+            connection.close()
+
+    asyncio.run(speak())
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_any_first_frame_ends_its_own_connection_in_one_line(
+    servers, config, capsys, caplog, name
+):
+    server = servers()
+    spoken_to(server, NOISE[name])
+    assert len(ask_all(config(server.address), [subject("a")])) == 1
+    server.close()
+    lines = capsys.readouterr().err.splitlines()
+    gc.collect()  # asyncio tells of a task that has failed when it is collected
+    assert not caplog.records
+    noisy, *others = [line for line in lines if line.startswith("host ")]
+    assert ("is here" in noisy, len(noisy) < 400) == (False, True)
+    assert not [line for line in lines if "Traceback" in line]
+    assert (
+        len([line for line in others if line.endswith(" is here")]) == len(others) // 2
+    )
+
+
+LATER = {
+    "brackets": framed(b"[" * 60_000),
+    "an empty object": framed(b"{}"),
+    "no number": framed(b'{"score": NaN, "patience": 1}'),
+    "infinite": framed(b'{"score": 1, "patience": 1, "views": [1e999]}'),
+    "surrogates": framed(b'{"score": "\\ud800", "patience": "\\ud800"}'),
+    "too long": struct.pack("<II", wire.MESSAGE_BYTES + 1, 0),
+    "arrays too long": struct.pack("<II", 2, frames.ARRAYS_BYTES + 1) + b"{}",
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_any_later_frame_ends_its_own_connection_in_one_line(
+    servers, config, capsys, caplog, name
+):
+    server = servers()
+    spoken_to(server, LATER[name], greeted=True)
+    assert len(ask_all(config(server.address), [subject("a")])) == 1
+    server.close()
+    gc.collect()
+    assert not caplog.records
+    lines = capsys.readouterr().err.splitlines()
+    here, ended, *_ = [line for line in lines if line.startswith("host ")]
+    assert here.endswith(" is here")
+    assert here.split()[1] == ended.split()[1].removesuffix(":")
+    assert not [line for line in lines if "Traceback" in line]

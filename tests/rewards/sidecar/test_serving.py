@@ -41,6 +41,9 @@ def free_port():
         ("judge", (404, "no"), "/models does not answer (HTTPStatusError: "),
         ("judge", (200, "no json"), "answers with something else than a list"),
         ("judge", (200, "[]"), "answers with something else than a list"),
+        ("judge", (200, "[" * 60_000), "answers with something else than a list"),
+        ("judge", (200, '{"data": ["judge"]}'), "answers with something else than a"),
+        ("judge", (200, '{"data": [{"id": [7]}]}'), "serves [7]; expected judge: "),
         ("judge", (200, '{"data": []}'), "serves nothing; expected judge: "),
     ],
 )

@@ -134,7 +134,8 @@ class _Link:
                 changed.set()
                 await self._read(connection)
             except Exception as error:  # of sockets, names, a peer that talks nonsense
-                reason = str(error) or f"no answer within {self._connect_s:g} s"
+                reason = " ".join(str(error).split())
+                reason = reason or f"no answer within {self._connect_s:g} s"
                 if reason != self.problem:
                     _say(f"server {self.name}: {reason}")
                 self.problem = reason
