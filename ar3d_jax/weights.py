@@ -46,11 +46,13 @@ def resolve(source: str, field: str) -> Path:
         field: which one; see `_WANTED`.
 
     Raises:
-        UserError: there is no such path, and it cannot be had from Hugging Face.
+        UserError: there is no such path, and it cannot be had from Hugging Face; or it
+            is an adapter.
     """
     shipped = source == "embedded" and field in _SHIPPED
     path = _SHIPPED[field] if shipped else Path(source)
     if path.exists():
+        refuse_adapter(path)
         return path
     if field not in _WANTED or not _ID.fullmatch(source):
         wanted = "a path" + " or a Hugging Face id, owner/name" * (field in _WANTED)
@@ -71,7 +73,27 @@ def resolve(source: str, field: str) -> Path:
             f"it ({reason}); where there is a network, run `hf download {repository} "
             f"--local-dir DIR`, then pass --config.{field}=DIR"
         ) from error
+    refuse_adapter(Path(folder))
     return Path(folder)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuses a folder with an adapter (PEFT's): nobody here would apply it.
+
+    Raises:
+        UserError: it has one, alone or beside a model.
+    """
+    adapter = next(folder.glob("adapter_*"), None) if folder.is_dir() else None
+    if adapter is None:
+        return
+    files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
+    alone = all(file.name.startswith("adapter_") for file in files)
+    where = "and no weights of a model" if alone else "beside the weights of a model"
+    remedy = "" if alone else ", or remove it if the model is meant without"
+    raise UserError(
+        f"{folder} has an adapter, {adapter.name}, {where}; expected whole weights: "
+        f"merge it into its base model first (PEFT's merge_and_unload){remedy}"
+    )
 
 
 def resolve_all(sources: Mapping[str, str]) -> list[Path]:
