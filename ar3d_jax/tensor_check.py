@@ -7,7 +7,7 @@ processor's cache, no second reading.
 
 What passes: zeros in biases, rows of zeros in tables (tokens that were never seen), and
 a few rows of zeros in a matrix (units that died). What is not noticed: numbers that are
-finite and wrong. `rewards/sidecar/features/files.py` does so with torch's tensors.
+finite and wrong. `rewards/sidecar/wrong_tensors.py` does the same for torch's tensors.
 """
 
 import numpy as np

@@ -52,7 +52,7 @@ def resolve(source: str, field: str) -> Path:
     shipped = source == "embedded" and field in _SHIPPED
     path = _SHIPPED[field] if shipped else Path(source)
     if path.exists():
-        refuse_adapter(path)
+        refuse_adapter(path, f"{field}: ")
         return path
     if field not in _WANTED or not _ID.fullmatch(source):
         wanted = "a path" + " or a Hugging Face id, owner/name" * (field in _WANTED)
@@ -73,12 +73,16 @@ def resolve(source: str, field: str) -> Path:
             f"it ({reason}); where there is a network, run `hf download {repository} "
             f"--local-dir DIR`, then pass --config.{field}=DIR"
         ) from error
-    refuse_adapter(Path(folder))
+    refuse_adapter(Path(folder), f"{field}: ")
     return Path(folder)
 
 
-def refuse_adapter(folder: Path) -> None:
+def refuse_adapter(folder: Path, where: str = "") -> None:
     """Refuses a folder with an adapter (PEFT's): nobody here would apply it.
+
+    Args:
+        folder: of weights; a file passes.
+        where: what the message begins with.
 
     Raises:
         UserError: it has one, alone or beside a model.
@@ -88,11 +92,11 @@ def refuse_adapter(folder: Path) -> None:
         return
     files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
     alone = all(file.name.startswith("adapter_") for file in files)
-    where = "and no weights of a model" if alone else "beside the weights of a model"
+    beside = "and no weights of a model" if alone else "beside the weights of a model"
     remedy = "" if alone else ", or remove it if the model is meant without"
     raise UserError(
-        f"{folder} has an adapter, {adapter.name}, {where}; expected whole weights: "
-        f"merge it into its base model first (PEFT's merge_and_unload){remedy}"
+        f"{where}{folder} has an adapter, {adapter.name}, {beside}; expected "
+        f"whole weights: merge it into its base model first (PEFT's merge_and_unload){remedy}"
     )
 
 
