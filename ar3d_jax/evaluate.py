@@ -35,6 +35,7 @@ from ar3d_jax.evaluation import (
     objects,
     protocol,
     report,
+    sources,
     summary,
     wording,
 )
@@ -402,10 +403,19 @@ def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> N
         "config": to_dict(config),
         "systems": {system.name: system.source for system in systems},
     }
+    held = {
+        of.name: sources.held(
+            of.config, of.checkpoint, "best" if of.best else "checkpoints"
+        )
+        for of in systems
+        if not of.folder
+    }
+    told["held"] = sources.together({}, held)
     with writing(workdir):
         if path.is_file():
             before = json.loads(path.read_text("utf-8"))
             told["systems"] = before["systems"] | told["systems"]
+            told["held"] = sources.together(before, held)
             for system in systems:
                 source = before["systems"].get(system.name, system.source)
                 if source != system.source:
@@ -420,6 +430,7 @@ def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> N
                         f"{workdir} is an evaluation with {name} {old!r}, not {new!r}; "
                         "choose another --workdir"
                     )
+            sources.refuse_others(before, held, workdir)
         path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 
 

@@ -77,6 +77,18 @@ def resolve(source: str, field: str) -> Path:
     return Path(folder)
 
 
+def commit_of(source: str) -> str:
+    """The commit of a Hugging Face id that was fetched; "" of anything else."""
+    if Path(source).exists() or not _ID.fullmatch(source):
+        return ""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository, _, revision = source.partition("@")
+    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    branch = folder / "refs" / (revision or "main")  # of a commit there is none
+    return branch.read_text().strip() if branch.is_file() else ""
+
+
 def refuse_adapter(folder: Path, where: str = "") -> None:
     """Refuses a folder with an adapter (PEFT's): nobody here would apply it.
 
@@ -95,8 +107,8 @@ def refuse_adapter(folder: Path, where: str = "") -> None:
     beside = "and no weights of a model" if alone else "beside the weights of a model"
     remedy = "" if alone else ", or remove it if the model is meant without"
     raise UserError(
-        f"{where}{folder} has an adapter, {adapter.name}, {beside}; expected "
-        f"whole weights: merge it into its base model first (PEFT's merge_and_unload){remedy}"
+        f"{where}{folder} has an adapter, {adapter.name}, {beside}; expected whole "
+        f"weights: merge it into its base first (PEFT's merge_and_unload){remedy}"
     )
 
 

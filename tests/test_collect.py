@@ -10,7 +10,7 @@ import zlib
 import jax
 import pytest
 
-from ar3d_jax import collect, train
+from ar3d_jax import collect, same_run, train
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.collect import Collector
 from ar3d_jax.config import (
@@ -314,11 +314,11 @@ def changed(section, field):
 
 def test_a_run_that_goes_on_keeps_what_its_rewards_are():
     """And may change where, and how fast, they come to be."""
-    mine = train._same_run(Config())
+    mine = same_run.settings(Config())
     for fields, name in ((OTHERS, "kept"), (SAME, "free")):
         for section, names in fields.items():
             for field in names:
-                differ = train._same_run(changed(section, field)) != mine
+                differ = same_run.settings(changed(section, field)) != mine
                 assert differ == (name == "kept"), (section, field)
 
 
@@ -339,7 +339,7 @@ def test_a_run_that_goes_on_keeps_its_rollouts_and_pictures(section, changes, fr
     config = Config()
     other = dataclasses.replace(getattr(config, section), **changes)
     config = dataclasses.replace(config, **{section: other})
-    assert (train._same_run(config) == train._same_run(Config())) == free
+    assert (same_run.settings(config) == same_run.settings(Config())) == free
 
 
 def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):
@@ -354,9 +354,9 @@ def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):
 def test_a_run_of_an_older_version_goes_on(run, monkeypatch):
     """Which had saved less of what rewards are."""
     with monkeypatch.context() as older:
-        known = [n for n in train.SAME_RUN if not n.startswith("rewards.hps_v2_1")]
+        known = [n for n in same_run.SAME_RUN if not n.startswith("rewards.hps_v2_1")]
         unknown, save = ("weights", "scorers"), Checkpoints.save
-        older.setattr(train, "SAME_RUN", tuple(known))
+        older.setattr(same_run, "SAME_RUN", tuple(known))
         older.setattr(
             Checkpoints,
             "save",

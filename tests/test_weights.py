@@ -46,7 +46,7 @@ def test_published_and_not_to_be_had(monkeypatch):
 
 
 def test_adapters_are_refused_for_every_field(tmp_path):
-    """transformers would load the base that adapter_config.json names, from anywhere."""
+    """transformers would load the base that adapter_config.json names, wherever."""
     (tmp_path / "adapter_config.json").touch()
     for field in ("policy.weights", "rewards.qwen_vl.model"):
         with pytest.raises(UserError, match=f"^{field}: .*and no weights of a model"):
