@@ -272,7 +272,7 @@ class Checkpoints:
         older = note.get("held", {})  # checkpoints before this was kept have none
         if problem := contents.difference(older, self._held):
             raise UserError(
-                f"{place} was written when {problem}: restore it or choose another "
+                f"{place} was written when {problem}: restore that or choose another "
                 "--workdir"
             )
         self._held = older | self._held  # also of scorers that are off now

@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 import time
 import zlib
 
 import jax
+import numpy as np
 import pytest
 
 from ar3d_jax import collect, same_run, train
@@ -17,11 +19,12 @@ from ar3d_jax.config import (
     Config,
     LogConfig,
     ObjectiveConfig,
+    OptimConfig,
     RewardsConfig,
     RolloutConfig,
 )
 from ar3d_jax.config_rewards import JUDGES, HpsConfig
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import Diverged, UserError
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.rewards.client import Scoring
 from tests.small_run import PROMPTS, small_config
@@ -349,6 +352,58 @@ def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):
         UserError, match=r"hps_v2_1\.weights='xswu/HPSv2'; this run has"
     ):
         run(steps=2, rewards=other)
+
+
+def test_other_contents_under_the_same_path_are_refused(run, weights, tmp_path):
+    copy = shutil.copytree(weights, tmp_path / "weights")
+    config = small_config(copy)
+    paths = {
+        "prompts": config.prompts,
+        "policy": config.policy,
+        "codec": config.codec,
+    }
+    run(steps=1, **paths)
+    assert len(run(steps=2, **paths)) == 2
+    files = {
+        "prompts": copy / "prompts.txt",
+        "policy.weights": copy / "policy" / "tokenizer_config.json",
+        "codec.weights": copy / "codec.safetensors",
+    }
+    for field, file in files.items():
+        before = file.read_bytes()
+        if file.suffix == ".safetensors":
+            file.write_bytes(before[:-4] + b"\0\0\0\0")
+        else:
+            file.write_bytes(before + b"\n")
+        with pytest.raises(UserError, match=rf"{field}=.* held something else .*--wor"):
+            run(steps=3, **paths)
+        file.write_bytes(before)
+    assert len(run(steps=3, **paths)) == 3
+
+
+def test_a_gradient_that_stays_broken_ends_the_run(run, tmp_path, monkeypatch):
+    """After its state was saved: five steps, though none was to be saved."""
+    update = train.update_step
+
+    def broken(*args, **kwargs):
+        state, metrics = update(*args, **kwargs)
+        return state, metrics | {"grad_norm": np.float32(np.nan)}
+
+    monkeypatch.setattr(train, "update_step", broken)
+    with pytest.raises(Diverged, match=r"5 steps in a row.*lower optim\.lr"):
+        run(steps=20, checkpoint_every=100)
+    kept = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert kept == ["5"]
+    with pytest.raises(Diverged):  # also where it would be complete
+        run(steps=10, checkpoint_every=100)
+
+
+def test_weights_that_are_not_finite_are_never_saved(run, tmp_path):
+    """Steps so large that numbers end, as a wrong learning rate makes them."""
+    with pytest.raises(Diverged, match="weights are not finite after 1 steps"):
+        run(steps=3, optim=OptimConfig(lr=1e39))
+    folder = tmp_path / "run" / "checkpoints"
+    assert not [p for p in folder.iterdir() if p.name.isdigit()]
 
 
 def test_a_run_of_an_older_version_goes_on(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from ar3d_jax import sft
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig, PolicyConfig, RolloutConfig, SftConfig
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import Diverged, UserError
 from ar3d_jax.policy import hf
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.tokenizer import Tokenizer
@@ -165,3 +166,35 @@ def test_a_vocabulary_that_does_not_fit_is_refused(config, tmp_path):
     small = dataclasses.replace(POLICY, vocab_size=64)
     with pytest.raises(UserError, match=r"policy.vocab_size is 64: raise it"):
         sft.train(dataclasses.replace(config, policy=small), str(tmp_path))
+
+
+def test_a_training_that_diverges_ends_and_saves_no_such_weights(
+    config, tmp_path, monkeypatch
+):
+    wild = dataclasses.replace(config, lr=1e39, steps=40, checkpoint_every=1)
+    with pytest.raises(Diverged, match="weights are not finite after"):
+        sft.train(wild, str(tmp_path))
+    kept = [int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*")]
+    hf.load(tmp_path / "policy", mesh=make_mesh(), dtype="float32")
+    step = sft.train_step
+
+    def broken(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        return state, metrics | {"grad_norm": np.float32(np.inf)}
+
+    monkeypatch.setattr(sft, "train_step", broken)
+    quiet = dataclasses.replace(config, steps=40, checkpoint_every=100)
+    with pytest.raises(Diverged, match=r"5 steps in a row.*lower lr"):
+        sft.train(quiet, str(tmp_path / "quiet"))
+    assert [p.name for p in (tmp_path / "quiet" / "checkpoints").iterdir()] == ["5"]
+    assert max(kept) < 40
+
+
+def test_another_catalog_under_the_same_name_is_refused(config, trained, tmp_path):
+    folder = shutil.copytree(config.catalog, tmp_path / "catalog")
+    mine = dataclasses.replace(config, catalog=str(folder), steps=2)
+    sft.train(mine, str(tmp_path / "run"))
+    lines = (folder / "objects.jsonl").read_text()
+    (folder / "objects.jsonl").write_text(lines + "\n")
+    with pytest.raises(UserError, match=r"catalog/objects\.jsonl=.* held something el"):
+        sft.train(mine, str(tmp_path / "run"))
