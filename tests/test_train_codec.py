@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import shutil
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -149,11 +149,21 @@ def test_another_resolution_is_refused(config, tmp_path):
 def test_a_training_that_diverges_ends_and_saves_no_such_weights(
     config, tmp_path, monkeypatch
 ):
-    wild = dataclasses.replace(config, lr=1e39, checkpoint_every=1)
-    with pytest.raises(Diverged, match="weights are not finite after"):
-        train_codec.train(wild, str(tmp_path / "wild"))
+    step, calls = train_codec.train_step, []
+
+    def wild(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        calls.append(jnp.nan if len(calls) == 2 else 1.0)
+        codec = jax.tree.map(lambda x: x * calls[-1], state.average)
+        return dataclasses.replace(state, average=codec), metrics
+
+    monkeypatch.setattr(train_codec, "train_step", wild)
+    often = dataclasses.replace(config, checkpoint_every=1)
+    with pytest.raises(Diverged, match="weights are not finite after 3 steps"):
+        train_codec.train(often, str(tmp_path / "wild"))
+    kept = sorted(p.name for p in (tmp_path / "wild" / "checkpoints").iterdir())
+    assert kept == ["1", "2"]
     torch_weights.load(tmp_path / "wild" / "codec.safetensors", CONFIG.codec)
-    step = train_codec.train_step
 
     def broken(*args, **kwargs):
         state, metrics = step(*args, **kwargs)
@@ -167,11 +177,12 @@ def test_a_training_that_diverges_ends_and_saves_no_such_weights(
     assert [p.name for p in (tmp_path / "quiet" / "checkpoints").iterdir()] == ["5"]
 
 
-def test_another_catalog_under_the_same_name_is_refused(config, tmp_path):
-    folder = shutil.copytree(config.catalog, tmp_path / "catalog")
-    mine = dataclasses.replace(config, catalog=str(folder))
-    train_codec.train(mine, str(tmp_path / "run"))
-    lines = (folder / "objects.jsonl").read_text()
-    (folder / "objects.jsonl").write_text(lines + "\n")
-    with pytest.raises(UserError, match=r"catalog/objects\.jsonl=.* held something el"):
-        train_codec.train(mine, str(tmp_path / "run"))
+def test_another_catalog_under_the_same_name_is_refused(config, trained):
+    file = pathlib.Path(config.catalog) / "objects.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("{", "{ ", 1))
+    try:
+        with pytest.raises(UserError, match=r"catalog/objects\.jsonl=.* held somethin"):
+            train_codec.train(config, str(trained))
+    finally:
+        file.write_text(before)
