@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ar3d_jax import hosts
+from ar3d_jax import contents, hosts
+from ar3d_jax.contents import Held
 from ar3d_jax.errors import OUT_OF_MEMORY, UserError, writing
 
 FORMAT = 1  # of the names and the JSON object; another number is refused
@@ -49,6 +50,7 @@ class Checkpoints:
         *,
         keep: int,
         settings: Mapping[str, Any],
+        held: Held | None = None,
         may_change: Callable[[str, Any, Any], bool] = lambda name, saved, new: False,
         read_only: bool = False,
     ) -> None:
@@ -59,6 +61,7 @@ class Checkpoints:
             keep: older ones are deleted.
             settings: JSON values that a resumed run must share with the one that saved,
                 such as the seed.
+            held: what the paths among the settings hold, by name.
             may_change: whether a setting (its name, as saved, now) may do so.
             read_only: touch nothing, for a folder that a run may be writing to.
 
@@ -75,6 +78,7 @@ class Checkpoints:
                 "TensorStore writes to no other; choose another --workdir"
             ) from None
         self._settings = json.loads(json.dumps(settings))
+        self._held: dict[str, Any] = dict(held or {})
         self._may_change, self._read_only = may_change, read_only
         _silence_tracebacks()
         if read_only and not self.directory.is_dir():
@@ -118,6 +122,7 @@ class Checkpoints:
         note = {
             "format": FORMAT,
             "settings": self._settings,
+            "held": self._held,
             "arrays": {name: _kind(array) for name, array in arrays.items()},
             "extras": _to_json(extras),
         }
@@ -272,6 +277,13 @@ class Checkpoints:
                     f"{place} was written with {name}={saved!r}; this run has "
                     f"{value!r}: restore that value or choose another --workdir"
                 )
+        older = note.get("held", {})  # checkpoints before this was kept have none
+        if problem := contents.difference(older, self._held):
+            raise UserError(
+                f"{place} was written when {problem}: restore that or choose another "
+                "--workdir"
+            )
+        self._held = older | self._held  # also of scorers that are off now
         for name, array in wanted.items():
             saved = note["arrays"].get(name, "nothing")
             if saved != _kind(array):

@@ -1,7 +1,8 @@
 """The one error that a user can cause, and how a command ends because of it.
 
 Library code raises `UserError` with one line: what was given, what was expected, what
-to do. `exit_on_user_error` turns it into that line on stderr and exit status 2.
+to do. `exit_on_user_error` turns it into that line on stderr and exit status 2 (1 where
+a training diverged).
 Anything else is a bug and keeps its traceback.
 
 Here too is how files are written that are read again: `whole_file`, `write_whole`.
@@ -39,6 +40,14 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what JAX says of a device that is ful
 
 class UserError(ValueError):
     """Bad input. The message is one line: given, expected, remedy."""
+
+    status = 2  # of the process that ends because of it
+
+
+class Diverged(UserError):
+    """A training that cannot go on: its input was good, and its numbers are not."""
+
+    status = 1
 
 
 @contextlib.contextmanager
@@ -148,11 +157,12 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process with status 2 and one line if a `UserError` reaches here.
+    """Ends the process with one line if a `UserError` reaches here.
 
-    So does a machine or device whose memory is full, or a full disk under standard
-    output. Ctrl-C ends it without a word, and so does the end of whoever reads a pipe
-    (`| head`). What the terminal's encoding lacks is printed as its escape.
+    Its status is 2, or 1 of a training that diverged. So does a machine or device whose
+    memory is full, or a full disk under standard output. Ctrl-C ends it without a word,
+    and so does the end of whoever reads a pipe (`| head`). What the terminal's encoding
+    lacks is printed as its escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -165,7 +175,7 @@ def exit_on_user_error() -> Iterator[None]:
             raise
         _flush()  # the interpreter's own, after this, could only complain
     except UserError as error:
-        _exit(str(error))
+        _exit(str(error), error.status)
     except KeyboardInterrupt:
         sys.exit(130)  # as shells say it
     except BrokenPipeError:
@@ -175,13 +185,17 @@ def exit_on_user_error() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = error.filename or "standard output or a file"
-            _exit(f"cannot write {place}: {error.strerror}; free some space there")
+            _exit(
+                f"cannot write {place}: {error.strerror}; free some space there",
+                UserError.status,
+            )
         if OUT_OF_MEMORY not in str(error) and not isinstance(error, MemoryError):
             raise
         first = (str(error).splitlines() or ["MemoryError"])[0]
         _exit(
             f"out of memory: {first[:200]}; lower objective.micro_batch or "
-            "prompts_per_step, or spread over more devices with mesh.fsdp"
+            "prompts_per_step, or spread over more devices with mesh.fsdp",
+            UserError.status,
         )
     finally:
         _let_go()
@@ -215,7 +229,7 @@ def _let_go() -> None:
             os.close(nowhere)
 
 
-def _exit(message: str) -> NoReturn:
+def _exit(message: str, status: int) -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(status)

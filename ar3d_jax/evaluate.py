@@ -35,6 +35,7 @@ from ar3d_jax.evaluation import (
     protocol,
     report,
     settings,
+    sources,
     summary,
     wording,
 )
@@ -367,8 +368,15 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
     references = benchmark
     if not any(item.truth for item in benchmark.items):
         references = benchmarks.load("catalog", "", 0, workdir / "truth")
-    sources = {system.name: system.source for system in systems}
-    settings.remember(config, sources, workdir)
+    named = {system.name: system.source for system in systems}
+    held = {
+        of.name: sources.held(
+            of.config, of.checkpoint, "best" if of.best else "checkpoints"
+        )
+        for of in systems
+        if not of.folder
+    }
+    settings.remember(config, named, held, workdir)
 
     answers = [objects_of(system, benchmark, config, workdir) for system in systems]
     truth = measure_truth(references.items, look, config, networks, workdir)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ar3d_jax import command, gallery, hosts
+from ar3d_jax import command, contents, gallery, hosts
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.config import (
     Config,
@@ -178,13 +178,23 @@ def load_trained(
         best: rather the one that the judge of its held-out evaluations likes best.
 
     Raises:
-        UserError: there is none that fits.
+        UserError: there is none that fits, or it was trained with another codec, or
+            LoRA with other weights below it, under the same path.
     """
     template = base
     if config.rank:
         template = lora.attach(base, config, jax.random.key(0))
     place = folder / (BEST if best else "checkpoints")
-    with Checkpoints(place, keep=1, settings={}, read_only=True) as checkpoints:
+    held = {}
+    if not best:  # whose checkpoints keep the policy alone
+        trained = checkpoint_config(folder)
+        sources = {"codec.weights": trained.codec.weights}
+        if config.rank:
+            sources["policy.weights"] = trained.policy.weights
+        held = contents.held(sources)
+    with Checkpoints(
+        place, keep=1, settings={}, held=held, read_only=True
+    ) as checkpoints:
         restored = checkpoints.restore_latest({"policy": lora.trained(template)})
     if restored is None:
         raise UserError(f"{place} has no checkpoint yet; train first")

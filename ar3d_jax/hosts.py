@@ -196,6 +196,18 @@ def any_of(flag: bool) -> bool:
     return total(float(flag)) > 0
 
 
+def agree(number: int) -> bool:
+    """Whether all hosts have the same one, below 2**24, which float32 holds exactly.
+
+    All hosts must call it together.
+    """
+    if count() == 1:
+        return True
+    parts = len(_owners())
+    own = np.full(len(own_rows(parts)), number)
+    return len(set(gather({"": own}, parts)[""].tolist())) == 1
+
+
 def everywhere(x: jax.Array) -> np.ndarray:
     """The whole of a small global array, on every host."""
     if not x.is_fully_addressable:

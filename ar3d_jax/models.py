@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -118,7 +119,27 @@ def load_policy(folder: Path, cfg: PolicyConfig, mesh: jax.sharding.Mesh) -> Dec
         restored = kept.restore_latest(template)
     if restored is None:
         raise UserError(f"{folder / CONVERTED} is empty; convert the weights again")
+    _check_numbers(restored[0]["policy"], folder)
     return restored[0]["policy"]
+
+
+def _check_numbers(policy: Decoder, folder: Path) -> None:
+    """As `hf.load` looks at tensors; of layers that are stacked, at all together.
+
+    Raises:
+        UserError: a parameter is not finite, or all zeros and no bias.
+    """
+    largest = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.abs(x).max(), tree))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(largest(policy)))
+    for path, value in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = name.removesuffix("/value")
+        finite = np.isfinite(np.float32(value))
+        if not finite or (value == 0 and not name.endswith("bias")):
+            problem = "is all zeros" if finite else "has numbers that are not finite"
+            raise UserError(
+                f"{folder / CONVERTED}: {name} {problem}; convert the weights again"
+            )
 
 
 def check_vocabulary(vocab: Vocab, rows: int, source: object) -> None:

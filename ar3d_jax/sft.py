@@ -32,20 +32,21 @@ import optax
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from ar3d_jax import command, optim
+from ar3d_jax import command, contents, optim
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.voxels import unpack
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import SftConfig, to_dict
 from ar3d_jax.data.augmentation import load_augmented
-from ar3d_jax.data.catalog import load_catalog
+from ar3d_jax.data.catalog import FILES, load_catalog
 from ar3d_jax.data.sft_examples import (
     Example,
     held_out_examples,
     training_examples,
 )
-from ar3d_jax.errors import UserError, whole_file, write_whole, writing
+from ar3d_jax.errors import Diverged, UserError, whole_file, write_whole, writing
+from ar3d_jax.gradient_watch import GradientWatch, check_weights
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.models import check_vocabulary
 from ar3d_jax.policy import chat, hf
@@ -330,7 +331,8 @@ def train(config: SftConfig, workdir: str) -> None:
     """The run: goes on where `workdir` has a checkpoint, ends with the weights.
 
     Raises:
-        UserError: no catalog or codec, sizes that do not fit, no space.
+        UserError: no catalog or codec, sizes that do not fit, no space; the training
+            diverged.
     """
     folder = Path(workdir)
     mesh = make_mesh(config.mesh.fsdp, config.mesh.tp, config.mesh.data)
@@ -344,7 +346,13 @@ def train(config: SftConfig, workdir: str) -> None:
         state = init_state(config)
         checkpoints = stack.enter_context(
             Checkpoints(
-                folder / "checkpoints", keep=2, settings={"config": to_dict(config)}
+                folder / "checkpoints",
+                keep=2,
+                settings={"config": to_dict(config)},
+                held=contents.held(
+                    {"codec.weights": config.codec.weights}
+                    | {f"catalog/{x}": Path(config.catalog) / x for x in FILES}
+                ),
             )
         )
         start = 0
@@ -360,6 +368,13 @@ def train(config: SftConfig, workdir: str) -> None:
                 first_step=start,
             )
         )
+        gradients = GradientWatch(log.say, "lower lr")
+
+        def save(done: int) -> None:
+            check_weights(state.policy, done)
+            checkpoints.save(state, done, {})
+            export(state.policy, tokenizer, folder / "policy")
+
         for step in range(start, config.steps):
             began = time.perf_counter()
             numbers = range(step * config.batch, (step + 1) * config.batch)
@@ -377,9 +392,14 @@ def train(config: SftConfig, workdir: str) -> None:
                 values = ", ".join(f"{k} {v:.3f}" for k, v in found.items())
                 log.say(f"step {done}: {values}")
             log.write(step, line)
+            gradients.look(step, line["grad_norm"])
             if done % config.checkpoint_every == 0 or done == config.steps:
-                checkpoints.save(state, done, {})
-                export(state.policy, tokenizer, folder / "policy")
+                save(done)
+            try:
+                gradients.check()
+            except Diverged:
+                save(done)
+                raise
     print(f"{folder / 'policy'}: {config.steps} steps")
 
 

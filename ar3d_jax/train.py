@@ -27,14 +27,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from ar3d_jax import command, gallery, hosts
+from ar3d_jax import command, gallery, hosts, same_run
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.collect import Collector, Waiting, batch_metrics
 from ar3d_jax.config import Config, to_dict
-from ar3d_jax.config_rewards import JUDGES
 from ar3d_jax.data.prompts import PromptSource, held_out_prompts
 from ar3d_jax.errors import UserError, write_whole
 from ar3d_jax.generate import generate_objects
+from ar3d_jax.gradient_watch import GradientWatch, check_weights
 from ar3d_jax.held_out import held_out
 from ar3d_jax.higrpo.update import (
     from_saved,
@@ -56,32 +56,6 @@ from ar3d_jax.score_watch import (
     switched,
 )
 from ar3d_jax.sharding import fold_in_name, make_mesh
-
-# Of a judge: what its answers follow from.
-_ANSWERS = ("model", "max_tokens", "temperature", "top_", "repetition_penalty", "seed")
-
-# Fields, or how their names begin, that a resumed run must share with the saved one.
-SAME_RUN = (
-    "seed",
-    "prompts",  # and prompts_per_step
-    "group_size",
-    "paradigm",
-    "policy.weights",  # the reference
-    *("lora.", "codec.", "rollout.", "render.", "data."),
-    *("rewards.scorers.", "rewards.weights.", "rewards.points"),
-    *("rewards.ensemble", "rewards.normalise_scores", "rewards.part_lists"),
-    # Of scorers that are off, too: they may be switched on again, and then must be what
-    # the first steps were rewarded by. Where and how fast they answer may change.
-    "rewards.hps_v2_1.weights",
-    *(f"rewards.shapellm.{field}" for field in ("weights", "encoder", "up")),
-    *(f"rewards.{judge}.{field}" for judge in JUDGES for field in _ANSWERS),
-    "evaluation.judged",
-)
-# Of those, what only memory and time depend on, or mesh files alone.
-FREE = (
-    *("rollout.gather", "rollout.stop_early", "rollout.ahead"),
-    *("render.workers", "render.max_faces", "render.colours"),
-)
 
 
 def main(config: Config, workdir: str) -> None:
@@ -130,8 +104,9 @@ def main(config: Config, workdir: str) -> None:
             Checkpoints(
                 folder / "checkpoints",
                 keep=config.log.keep_checkpoints,
-                settings=_same_run(config),
-                may_change=_may_change,
+                settings=same_run.settings(config),
+                held=same_run.held(config),
+                may_change=same_run.may_change,
             )
         )
         first_step, known = 0, {}  # scorers of earlier starts, by name
@@ -171,6 +146,7 @@ def main(config: Config, workdir: str) -> None:
         waiting: Waiting | None = None  # the next batch, where it is sampled already
 
         def save(step: int) -> None:
+            check_weights(state.policy, step)
             evaluation.wait()
             # What is sampled ahead is sampled again: checkpoints hold no rollouts.
             position = waiting.position if waiting else source.get_state()
@@ -206,6 +182,9 @@ def main(config: Config, workdir: str) -> None:
         # --- The run ------------------------------------------------------------------
         collector = Collector(config, models, scoring, source, run_key, log.say)
         watch = ScoreWatch(config.rewards, log.say, scoring.counters)
+        gradients = GradientWatch(
+            log.say, "lower optim.lr, or set policy.dtype=float32 where it is bfloat16"
+        )
         if restored:
             weights = to_dict(config.rewards.weights)
             changes = switched(extras.get("weights", weights), weights)
@@ -266,6 +245,7 @@ def main(config: Config, workdir: str) -> None:
                 "sidecar_restarts": int(hosts.total(float(scoring.restarts))),
             }
             log.write(step, line | evaluation.after(done, state.policy))
+            gradients.look(step, metrics["grad_norm"])
             _warn_of_no_signal(step, metrics, log)
             stopping = hosts.any_of(bool(stop))
             if done % config.log.samples_every == 0 or done == config.steps:
@@ -278,13 +258,12 @@ def main(config: Config, workdir: str) -> None:
                     " saved, same command goes on"
                 )
                 return
-            if done == config.steps:  # complete, however the last scores were
-                return
             try:
-                watch.check()
+                gradients.check()
+                if done < config.steps:  # else complete, however the last scores were
+                    watch.check()
             except UserError:
-                if not saving:
-                    save(done)
+                save(done)
                 raise
 
 
@@ -298,14 +277,6 @@ def _announce(config: Config) -> None:
             "requirements-cuda12.txt makes jax use it",
             file=sys.stderr,
         )
-
-
-def _may_change(name: str, saved: Any, new: Any) -> bool:
-    """Of a run that goes on: a scorer may be switched off, and on again.
-
-    Nothing was saved of what older runs did not know: it counts as unchanged.
-    """
-    return saved is None or (name.startswith("rewards.weights.") and 0 in (saved, new))
 
 
 def _check_prompts(models: Models, source: PromptSource, config: Config) -> None:
@@ -356,12 +327,7 @@ def _open_log(
 def _warn_of_no_signal(
     step: int, metrics: Mapping[str, Any], log: RunLog | NoLog
 ) -> None:
-    """Says so when nothing was learnt: equal rewards, or a broken gradient."""
-    if not np.isfinite(metrics["grad_norm"]):
-        log.say(
-            f"step {step}: the gradient is not finite and was left out; if this goes "
-            "on, lower optim.lr, or set policy.dtype=float32 where it is bfloat16"
-        )
+    """Says so when nothing was learnt because rewards are equal."""
     if metrics["groups_used"] == 0:
         log.say(
             f"step {step}: no group has any spread of rewards, nothing was learnt; if "
@@ -371,22 +337,6 @@ def _warn_of_no_signal(
 
 def _as_markdown(plans: dict[str, str]) -> str:
     return "\n\n".join(f"**{which}** {plan}" for which, plan in plans.items())
-
-
-def _same_run(config: Config) -> dict[str, Any]:
-    """The values of SAME_RUN's fields, without those that are FREE, by dotted name."""
-    flat: dict[str, Any] = {}
-
-    def flatten(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{name}.")
-            else:
-                flat[prefix + name] = value
-
-    flatten(to_dict(config), "")
-    kept = [name for name in flat if name.startswith(SAME_RUN) and name not in FREE]
-    return {name: flat[name] for name in kept}
 
 
 @contextlib.contextmanager

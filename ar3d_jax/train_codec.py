@@ -31,19 +31,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from ar3d_jax import command, optim
+from ar3d_jax import command, contents, optim
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.quantizer import Codebook, kmeans, nearest_codes, update_codebook
 from ar3d_jax.codec.vqvae import Codec, Decoder
 from ar3d_jax.config import CodecTrainingConfig, to_dict
 from ar3d_jax.data.augmentation import AugmentedVoxels, load_augmented
-from ar3d_jax.data.catalog import load_catalog
-from ar3d_jax.errors import UserError, writing
+from ar3d_jax.data.catalog import FILES, load_catalog
+from ar3d_jax.errors import Diverged, UserError, writing
+from ar3d_jax.gradient_watch import GradientWatch, check_weights
 from ar3d_jax.metrics import RunLog
 
 SHOWN = ("loss", "commitment", "codes_used")
-METRICS = (*SHOWN, "held_out/*")
+METRICS = (*SHOWN, "grad_norm", "held_out/*")
 
 
 class Phase(enum.Enum):
@@ -164,7 +165,8 @@ def train_step(
         flat = latents.reshape(-1, latents.shape[-1])
         codebook, used = update_codebook(codebook, flat, key, config.code_decay)
     state = CodecState(codec, average, opt_state, codebook, state.step + 1)
-    return state, {"loss": loss, "commitment": commitment, "codes_used": used}
+    metrics = {"loss": loss, "commitment": commitment, "codes_used": used}
+    return state, metrics | {"grad_norm": optax.tree.norm(gradient)}
 
 
 @functools.partial(jax.jit, static_argnames="quantise")
@@ -257,7 +259,8 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
     """The run: goes on where `workdir` has a checkpoint, ends with the weights.
 
     Raises:
-        UserError: no catalog, other resolution, a folder that cannot be written.
+        UserError: no catalog, other resolution, a folder that cannot be written; the
+            training diverged.
     """
     rows = load_augmented(Path(config.catalog) / "augmented.npz")
     catalog = load_catalog(config.catalog)
@@ -290,7 +293,13 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
         stack.enter_context(writing(folder))
         checkpoints = stack.enter_context(
             Checkpoints(
-                folder / "checkpoints", keep=2, settings={"config": to_dict(config)}
+                folder / "checkpoints",
+                keep=2,
+                settings={"config": to_dict(config)},
+                held=contents.held(
+                    {"refine": config.refine}
+                    | {f"catalog/{x}": Path(config.catalog) / x for x in FILES}
+                ),
             )
         )
         start = config.steps if config.refine else 0
@@ -299,6 +308,14 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
         log = stack.enter_context(
             RunLog(folder, names=METRICS, shown=SHOWN, steps=total, first_step=start)
         )
+        gradients = GradientWatch(log.say, "lower lr")
+
+        def save(done: int) -> None:
+            kept = averaged(state)
+            check_weights(kept, done)
+            checkpoints.save(state, done, {})
+            torch_weights.save(kept, folder / "codec.safetensors", np.float16)
+
         for step in range(start, total):
             phase = Phase.of(step, config)
             if step == config.warmup:
@@ -316,11 +333,14 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
                 line["held_out/iou"] = found
                 log.say(f"step {done}: held-out IoU {found:.4f}")
             log.write(step, line)
+            gradients.look(step, line["grad_norm"])
             if done % config.checkpoint_every == 0 or done == total:
-                checkpoints.save(state, done, {})
-                torch_weights.save(
-                    averaged(state), folder / "codec.safetensors", np.float16
-                )
+                save(done)
+            try:
+                gradients.check()
+            except Diverged:
+                save(done)
+                raise
     print(f"{folder / 'codec.safetensors'}: {total} steps")
 
 

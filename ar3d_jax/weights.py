@@ -46,11 +46,13 @@ def resolve(source: str, field: str) -> Path:
         field: which one; see `_WANTED`.
 
     Raises:
-        UserError: there is no such path, and it cannot be had from Hugging Face.
+        UserError: there is no such path, and it cannot be had from Hugging Face; or it
+            is an adapter.
     """
     shipped = source == "embedded" and field in _SHIPPED
     path = _SHIPPED[field] if shipped else Path(source)
     if path.exists():
+        refuse_adapter(path, f"{field}: ")
         return path
     if field not in _WANTED or not _ID.fullmatch(source):
         wanted = "a path" + " or a Hugging Face id, owner/name" * (field in _WANTED)
@@ -71,7 +73,43 @@ def resolve(source: str, field: str) -> Path:
             f"it ({reason}); where there is a network, run `hf download {repository} "
             f"--local-dir DIR`, then pass --config.{field}=DIR"
         ) from error
+    refuse_adapter(Path(folder), f"{field}: ")
     return Path(folder)
+
+
+def commit_of(source: str) -> str:
+    """The commit of a Hugging Face id that was fetched; "" of anything else."""
+    if Path(source).exists() or not _ID.fullmatch(source):
+        return ""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository, _, revision = source.partition("@")
+    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    branch = folder / "refs" / (revision or "main")  # of a commit there is none
+    return branch.read_text().strip() if branch.is_file() else ""
+
+
+def refuse_adapter(folder: Path, where: str = "") -> None:
+    """Refuses a folder with an adapter (PEFT's): nobody here would apply it.
+
+    Args:
+        folder: of weights; a file passes.
+        where: what the message begins with.
+
+    Raises:
+        UserError: it has one, alone or beside a model.
+    """
+    adapter = next(folder.glob("adapter_*"), None) if folder.is_dir() else None
+    if adapter is None:
+        return
+    files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
+    alone = all(file.name.startswith("adapter_") for file in files)
+    beside = "and no weights of a model" if alone else "beside the weights of a model"
+    remedy = "" if alone else ", or remove it if the model is meant without"
+    raise UserError(
+        f"{where}{folder} has an adapter, {adapter.name}, {beside}; expected whole "
+        f"weights: merge it into its base first (PEFT's merge_and_unload){remedy}"
+    )
 
 
 def resolve_all(sources: Mapping[str, str]) -> list[Path]:

@@ -69,7 +69,7 @@ def write(folder: Path, cfg: PolicyConfig) -> int:
                 bits = rng.integers(0x3C00, 0x3D00, shape, np.uint16)
                 put(bits.view(np.uint8).reshape(-1).data)
                 index[name] = file
-    (folder / hf.INDEX_FILE).write_text(json.dumps({"weight_map": index}))
+    (folder / safetensor_files.INDEX_FILE).write_text(json.dumps({"weight_map": index}))
     return 2 * max(int(np.prod(shape)) for shape in shapes.values())
 
 

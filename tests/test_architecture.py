@@ -15,7 +15,7 @@ CODE = SOURCES + sorted((ROOT / "configs").glob("*.py"))
 # of ar3d_jax/ that are in no layer are entry points, above all of them.
 LAYERS = (
     {"shapes", "config", "sharding", "errors", "command", "optim", "weights", "hosts"}
-    | {"config_checks", "config_rewards", "host_watch"},
+    | {"config_checks", "config_rewards", "host_watch", "tensor_check", "contents"},
     {"policy", "codec", "appearance", "data", "rewards.wire"},
     {"rollout", "higrpo", "rewards", "render", "evaluation"},
     {"checkpoint", "metrics"},

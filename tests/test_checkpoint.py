@@ -306,3 +306,29 @@ def test_a_name_that_tensorstore_cannot_write_is_one_line(tmp_path):
     assert not folder.exists()
     with open_checkpoints(tmp_path / "Stühle") as checkpoints:
         checkpoints.save(make_state(1), 1, {})
+
+
+def test_what_a_path_held_belongs_to_the_run(mesh, tmp_path):
+    state = make_state(1)
+    with open_checkpoints(tmp_path) as checkpoints:  # as before this was kept
+        checkpoints.save(state, 1, {})
+    mine = {"prompts": ("p.txt", "aa"), "scorer": ("s.pt", "bb")}
+    with open_checkpoints(tmp_path, held=mine) as checkpoints:
+        assert checkpoints.restore_latest(state)[1] == 1
+        checkpoints.save(state, 2, {})
+    without = {"prompts": ("p.txt", "aa")}  # of a scorer that is gone, and not used
+    with open_checkpoints(tmp_path, held=without) as checkpoints:
+        assert checkpoints.restore_latest(state)[1] == 2
+        checkpoints.save(state, 3, {})
+    for other in ({"prompts": ("p.txt", "cc")}, {"scorer": ("s.pt", "cc")}):
+        ((name, (path, _)),) = other.items()
+        with (
+            open_checkpoints(tmp_path, held=other) as checkpoints,
+            pytest.raises(UserError) as caught,
+        ):
+            checkpoints.restore_latest(state)
+        said = f"3 was written when {name}={path} held something else (digest "
+        assert said in str(caught.value)
+        assert str(caught.value).endswith(
+            "now cc): restore that or choose another --workdir"
+        )

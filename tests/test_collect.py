@@ -3,15 +3,17 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 import time
 import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ar3d_jax import collect, train
+from ar3d_jax import collect, same_run, train
 from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.collect import Collector
 from ar3d_jax.config import (
@@ -22,7 +24,7 @@ from ar3d_jax.config import (
     RolloutConfig,
 )
 from ar3d_jax.config_rewards import JUDGES, HpsConfig
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import Diverged, UserError
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.policy.sequence import Segment, join
 from ar3d_jax.rewards.client import Scoring
@@ -346,11 +348,11 @@ def changed(section, field):
 
 def test_a_run_that_goes_on_keeps_what_its_rewards_are():
     """And may change where, and how fast, they come to be."""
-    mine = train._same_run(Config())
+    mine = same_run.settings(Config())
     for fields, name in ((OTHERS, "kept"), (SAME, "free")):
         for section, names in fields.items():
             for field in names:
-                differ = train._same_run(changed(section, field)) != mine
+                differ = same_run.settings(changed(section, field)) != mine
                 assert differ == (name == "kept"), (section, field)
 
 
@@ -371,7 +373,7 @@ def test_a_run_that_goes_on_keeps_its_rollouts_and_pictures(section, changes, fr
     config = Config()
     other = dataclasses.replace(getattr(config, section), **changes)
     config = dataclasses.replace(config, **{section: other})
-    assert (train._same_run(config) == train._same_run(Config())) == free
+    assert (same_run.settings(config) == same_run.settings(Config())) == free
 
 
 def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):
@@ -383,12 +385,71 @@ def test_another_reward_model_is_refused_in_a_run_that_goes_on(run):
         run(steps=2, rewards=other)
 
 
+def test_other_contents_under_the_same_path_are_refused(run, weights, tmp_path):
+    copy = shutil.copytree(weights, tmp_path / "weights")
+    config = small_config(copy)
+    paths = {
+        "prompts": config.prompts,
+        "policy": config.policy,
+        "codec": config.codec,
+    }
+    run(steps=1, **paths)
+    assert len(run(steps=2, **paths)) == 2
+    files = {
+        "prompts": copy / "prompts.txt",
+        "policy.weights": copy / "policy" / "tokenizer_config.json",
+        "codec.weights": copy / "codec.safetensors",
+    }
+    for field, file in files.items():
+        before = file.read_bytes()
+        if file.suffix == ".safetensors":
+            file.write_bytes(before[:-4] + b"\0\0\0\0")
+        else:
+            file.write_bytes(before + b"\n")
+        with pytest.raises(UserError, match=rf"{field}=.* held something else .*--wor"):
+            run(steps=3, **paths)
+        file.write_bytes(before)
+    assert len(run(steps=3, **paths)) == 3
+
+
+def test_a_gradient_that_stays_broken_ends_the_run(run, tmp_path, monkeypatch):
+    """After its state was saved: five steps, though none was to be saved."""
+    update = train.update_step
+
+    def broken(*args, **kwargs):
+        state, metrics = update(*args, **kwargs)
+        return state, metrics | {"grad_norm": np.float32(np.nan)}
+
+    monkeypatch.setattr(train, "update_step", broken)
+    with pytest.raises(Diverged, match=r"5 steps in a row.*lower optim\.lr"):
+        run(steps=20, checkpoint_every=100)
+    kept = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert kept == ["5"]
+    with pytest.raises(Diverged):  # also where it would be complete
+        run(steps=10, checkpoint_every=100)
+
+
+def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, monkeypatch):
+    update, calls = train.update_step, []
+
+    def wild(*args, **kwargs):
+        state, metrics = update(*args, **kwargs)
+        calls.append(np.nan if len(calls) == 1 else 1.0)
+        policy = jax.tree.map(lambda x: x * calls[-1], state.policy)
+        return dataclasses.replace(state, policy=policy), metrics
+
+    monkeypatch.setattr(train, "update_step", wild)
+    with pytest.raises(Diverged, match="weights are not finite after 2 steps"):
+        run(steps=4, checkpoint_every=1)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
+
+
 def test_a_run_of_an_older_version_goes_on(run, monkeypatch):
     """Which had saved less of what rewards are."""
     with monkeypatch.context() as older:
-        known = [n for n in train.SAME_RUN if not n.startswith("rewards.hps_v2_1")]
+        known = [n for n in same_run.SAME_RUN if not n.startswith("rewards.hps_v2_1")]
         unknown, save = ("weights", "scorers"), Checkpoints.save
-        older.setattr(train, "SAME_RUN", tuple(known))
+        older.setattr(same_run, "SAME_RUN", tuple(known))
         older.setattr(
             Checkpoints,
             "save",

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from ar3d_jax import errors
 from ar3d_jax.errors import (
+    Diverged,
     UserError,
     exit_on_user_error,
     reading,
@@ -79,6 +80,7 @@ def test_damaged_files_say_how_they_are_made(tmp_path):
     ("error", "status", "line"),
     [
         (UserError("given, expected,\n do"), 2, "error: given, expected, do"),
+        (Diverged("no numbers"), 1, "error: no numbers"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), 2, "error: out of memory: RES"),
         (MemoryError(), 2, "error: out of memory"),
         (KeyboardInterrupt(), 130, ""),

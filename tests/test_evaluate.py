@@ -340,3 +340,41 @@ def test_compare_takes_a_list_of_words():
     joined = evaluate.joined(["x", "--compare", "a", "b", "--workdir=w", "c"])
     assert joined == ["x", "--compare=a,b", "--workdir=w", "c"]
     assert evaluate.joined(["x", "--compare=a", "b"]) == ["x", "--compare=a,b"]
+
+
+def test_objects_of_other_weights_under_the_same_path_are_refused(weights, tmp_path):
+    copy = shutil.copytree(weights, tmp_path / "weights")
+    training, workdir = tmp_path / "training", tmp_path / "run"
+    for step, digests in (("9", "nine"), ("10", "ten")):
+        (training / "checkpoints" / step).mkdir(parents=True)
+        (training / "checkpoints" / step / "digests.json").write_text(digests)
+    config = small_config(copy)
+    systems = [
+        evaluate.System("base", "here", config=config),
+        evaluate.System("mine", "there", config=config, checkpoint=training),
+        evaluate.System("files", "elsewhere", folder=tmp_path),
+    ]
+
+    def remember():
+        evaluate._remember(EvalConfig(), systems, workdir)
+
+    remember()
+    remember()
+    for name, field, file in (
+        ("base", "policy.weights", copy / "policy" / "model.safetensors"),
+        ("base", "codec.weights", copy / "codec.safetensors"),
+        ("mine", "checkpoint", training / "checkpoints" / "10" / "digests.json"),
+    ):
+        before = file.read_bytes()
+        file.write_bytes(before + b"x")
+        with pytest.raises(UserError, match=f"{name} from when {field}=.* held someth"):
+            remember()
+        file.write_bytes(before)
+    (training / "checkpoints" / "9" / "digests.json").write_text("other")
+    remember()
+    told = json.loads((workdir / "evaluation.json").read_text())
+    assert set(told["held"]) == {"base", "mine"}
+    del told["held"]  # as older evaluations are
+    (workdir / "evaluation.json").write_text(json.dumps(told))
+    (copy / "codec.safetensors").write_bytes(b"x")
+    remember()

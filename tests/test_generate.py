@@ -1,14 +1,23 @@
 """The command that makes objects: from weights, from a training, from bad input."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from ar3d_jax.config import Config, to_dict
+from ar3d_jax import same_run
+from ar3d_jax.checkpoint import Checkpoints
+from ar3d_jax.config import Config, LoraConfig, to_dict
 from ar3d_jax.errors import UserError
-from ar3d_jax.generate import checkpoint_config
+from ar3d_jax.generate import checkpoint_config, load_trained
+from ar3d_jax.models import load_models
+from ar3d_jax.policy import lora
+from ar3d_jax.sharding import make_mesh
+from tests.small_run import small_config
 
 pytestmark = pytest.mark.usefixtures("egl")
 
@@ -97,3 +106,35 @@ def test_a_damaged_config_is_one_line_with_the_remedy(tmp_path, text):
     assert "writes a damaged config.json anew when its command is given again" in line
     (tmp_path / "config.json").write_text(json.dumps(to_dict(Config())))
     assert checkpoint_config(tmp_path) == Config()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_weights_that_were_replaced_after_the_training_are_refused(
+    weights, tmp_path, rank
+):
+    """The codec's always, and those below LoRA's: both make another policy."""
+    copy = shutil.copytree(weights, tmp_path / "weights")
+    config = dataclasses.replace(small_config(copy), lora=LoraConfig(rank=rank))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        policy = load_models(config, mesh).policy
+        start = lora.attach(policy, config.lora, jax.random.key(0)) if rank else policy
+        state = {"policy": lora.trained(start)}
+        place = tmp_path / "checkpoints"
+        held = same_run.held(config)
+        with Checkpoints(place, keep=1, settings={}, held=held) as checkpoints:
+            checkpoints.save(state, 1, {})
+        load_trained(policy, config.lora, tmp_path)
+        for field, file, matters in (
+            ("codec.weights", copy / "codec.safetensors", True),
+            ("policy.weights", copy / "policy" / "model.safetensors", rank > 0),
+        ):
+            before = file.read_bytes()
+            file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+            if matters:
+                with pytest.raises(UserError, match=f"{field}=.* held something else"):
+                    load_trained(policy, config.lora, tmp_path)
+            else:
+                load_trained(policy, config.lora, tmp_path)
+            file.write_bytes(before)

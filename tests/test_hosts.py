@@ -185,3 +185,18 @@ def test_one_host_has_all_rows(mesh):
     np.testing.assert_array_equal(hosts.everywhere(spread), np.arange(rows))
     np.testing.assert_array_equal(hosts.own(spread), np.arange(rows))
     hosts.check_mesh()
+
+
+@pytest.mark.parametrize("other", [7, 2**24 - 1])
+def test_hosts_agree_where_all_have_the_same_number(monkeypatch, other):
+    assert hosts.agree(other)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "_owners", lambda: [{0}, {1}])
+    monkeypatch.setattr(hosts, "own_rows", lambda rows: np.arange(1))
+    monkeypatch.setattr(
+        hosts,
+        "gather",
+        lambda own, rows: {"": np.float32([*own[""], other])},
+    )
+    assert hosts.agree(other)
+    assert not hosts.agree(other - 1)

@@ -1,12 +1,16 @@
 """The networks of a run: what belongs together, and decoding in fixed batches."""
 
 import dataclasses
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from ar3d_jax import hosts
+from ar3d_jax import hosts, models
+from ar3d_jax.checkpoint import Checkpoints
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig, RolloutConfig
 from ar3d_jax.errors import UserError
@@ -103,3 +107,33 @@ def test_missing_weights_are_named(tmp_path):
         pytest.raises(UserError, match="there is no such file or folder"),
     ):
         load_models(missing, mesh)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(np.nan, "has numbers that are not finite"), (0.0, "is all zeros")],
+)
+def test_a_converted_checkpoint_that_cannot_be_right_is_refused(
+    weights, tmp_path, value, problem
+):
+    config, mesh = small_run.small_config(weights), make_mesh()
+    with jax.set_mesh(mesh):
+        policy = models.load_policy(weights / "policy", config.policy, mesh)
+        assert (policy.blocks.qkv_bias.get_value() == 0).all()  # which is right
+        for number, (owner, name) in enumerate(
+            ((policy, None), (policy, "norm"), (policy.blocks, "out"))
+        ):
+            place = tmp_path / f"copy{number}"
+            place.mkdir()
+            shutil.copy(weights / "policy" / "config.json", place)
+            if name:
+                kept = getattr(owner, name).get_value()
+                setattr(owner, name, nnx.Param(jnp.full_like(kept, value)))
+            with Checkpoints(place / models.CONVERTED, keep=1, settings={}) as found:
+                found.save({"policy": policy}, 0, {})
+            if not name:
+                models.load_policy(place, config.policy, mesh)
+                continue
+            with pytest.raises(UserError, match=f"{name} {problem}; convert the weig"):
+                models.load_policy(place, config.policy, mesh)
+            setattr(owner, name, nnx.Param(kept))

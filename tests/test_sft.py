@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from ar3d_jax import sft
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig, PolicyConfig, RolloutConfig, SftConfig
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import Diverged, UserError
 from ar3d_jax.policy import hf
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.tokenizer import Tokenizer
@@ -165,3 +167,42 @@ def test_a_vocabulary_that_does_not_fit_is_refused(config, tmp_path):
     small = dataclasses.replace(POLICY, vocab_size=64)
     with pytest.raises(UserError, match=r"policy.vocab_size is 64: raise it"):
         sft.train(dataclasses.replace(config, policy=small), str(tmp_path))
+
+
+def test_a_training_that_diverges_ends_and_saves_no_such_weights(
+    config, tmp_path, monkeypatch
+):
+    step, calls = sft.train_step, []
+
+    def wild(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        calls.append(jnp.nan if len(calls) == 2 else 1.0)
+        return jax.tree.map(lambda x: x * calls[-1], state), metrics
+
+    monkeypatch.setattr(sft, "train_step", wild)
+    often = dataclasses.replace(config, checkpoint_every=1)
+    with pytest.raises(Diverged, match="weights are not finite after 3 steps"):
+        sft.train(often, str(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+    hf.load(tmp_path / "policy", mesh=make_mesh(), dtype="float32")
+
+    def broken(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        return state, metrics | {"grad_norm": np.float32(np.inf)}
+
+    monkeypatch.setattr(sft, "train_step", broken)
+    quiet = dataclasses.replace(config, steps=40, checkpoint_every=100)
+    with pytest.raises(Diverged, match=r"5 steps in a row.*lower lr"):
+        sft.train(quiet, str(tmp_path / "quiet"))
+    assert [p.name for p in (tmp_path / "quiet" / "checkpoints").iterdir()] == ["5"]
+
+
+def test_another_catalog_under_the_same_name_is_refused(config, trained):
+    file = pathlib.Path(config.catalog) / "objects.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("{", "{ ", 1))
+    try:
+        with pytest.raises(UserError, match=r"catalog/objects\.jsonl=.* held somethin"):
+            sft.train(config, str(trained))
+    finally:
+        file.write_text(before)

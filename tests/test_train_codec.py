@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from ar3d_jax import train_codec
 from ar3d_jax.codec import torch_weights
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig, CodecTrainingConfig
-from ar3d_jax.errors import UserError
+from ar3d_jax.errors import Diverged, UserError
 from ar3d_jax.train_codec import Phase, draw_batch
 
 CONFIG = CodecTrainingConfig(
@@ -143,3 +144,45 @@ def test_another_resolution_is_refused(config, tmp_path):
     other = dataclasses.replace(config.codec, resolution=16)
     with pytest.raises(UserError, match=r"8\^3 voxels; codec.resolution is 16"):
         train_codec.train(dataclasses.replace(config, codec=other), str(tmp_path))
+
+
+def test_a_training_that_diverges_ends_and_saves_no_such_weights(
+    config, tmp_path, monkeypatch
+):
+    step, calls = train_codec.train_step, []
+
+    def wild(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        calls.append(jnp.nan if len(calls) == 2 else 1.0)
+        codec = jax.tree.map(lambda x: x * calls[-1], state.average)
+        return dataclasses.replace(state, average=codec), metrics
+
+    monkeypatch.setattr(train_codec, "train_step", wild)
+    often = dataclasses.replace(config, checkpoint_every=1)
+    with pytest.raises(Diverged, match="weights are not finite after 3 steps"):
+        train_codec.train(often, str(tmp_path / "wild"))
+    kept = sorted(p.name for p in (tmp_path / "wild" / "checkpoints").iterdir())
+    assert kept == ["1", "2"]
+    torch_weights.load(tmp_path / "wild" / "codec.safetensors", CONFIG.codec)
+
+    def broken(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        assert np.isfinite(metrics["grad_norm"])
+        return state, metrics | {"grad_norm": np.float32(np.inf)}
+
+    monkeypatch.setattr(train_codec, "train_step", broken)
+    quiet = dataclasses.replace(config, checkpoint_every=100)
+    with pytest.raises(Diverged, match=r"5 steps in a row.*lower lr"):
+        train_codec.train(quiet, str(tmp_path / "quiet"))
+    assert [p.name for p in (tmp_path / "quiet" / "checkpoints").iterdir()] == ["5"]
+
+
+def test_another_catalog_under_the_same_name_is_refused(config, trained):
+    file = pathlib.Path(config.catalog) / "objects.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("{", "{ ", 1))
+    try:
+        with pytest.raises(UserError, match=r"catalog/objects\.jsonl=.* held somethin"):
+            train_codec.train(config, str(trained))
+    finally:
+        file.write_text(before)

@@ -43,3 +43,16 @@ def test_published_and_not_to_be_had(monkeypatch):
     assert "--config.policy.weights=DIR" in message
     assert "no route" in message
     assert "\n" not in message
+
+
+def test_adapters_are_refused_for_every_field(tmp_path):
+    """transformers would load the base that adapter_config.json names, wherever."""
+    (tmp_path / "adapter_config.json").touch()
+    for field in ("policy.weights", "rewards.qwen_vl.model"):
+        with pytest.raises(UserError, match=f"^{field}: .*and no weights of a model"):
+            resolve(str(tmp_path), field)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json, beside .* or remove it"
+    ):
+        resolve(str(tmp_path), "policy.weights")

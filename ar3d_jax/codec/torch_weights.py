@@ -22,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ar3d_jax import tensor_check
 from ar3d_jax.codec.vqvae import Codec
 from ar3d_jax.config import CodecConfig
 from ar3d_jax.errors import UserError, starting_python, whole_file
@@ -134,7 +135,8 @@ def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
         config: the sizes that the weights must have; None takes the file's.
 
     Raises:
-        UserError: the file is missing, unreadable or of other sizes than `config`.
+        UserError: the file is missing, unreadable or of other sizes than `config`; a
+            tensor is not finite or all zeros.
     """
     path = weights_file(pathlib.Path(path))
     with contextlib.ExitStack() as stack:
@@ -148,6 +150,12 @@ def load(path: str | pathlib.Path, config: CodecConfig | None = None) -> Codec:
                 f"codec weights {path} cannot be read ({error}); expected a "
                 "safetensors file or torch checkpoint of the 3D VQ-VAE"
             ) from None
+    for name, value in tensors.items():
+        table = name == "vq.embeddings.weight"
+        check = tensor_check.TensorCheck(path, name, table=table)
+        check.look(value)
+        if not name.endswith("conv2.weight"):  # which are zeros before training
+            check.end()
     found = infer_config({name: tensor.shape for name, tensor in tensors.items()})
     if resolution:
         found = dataclasses.replace(found, resolution=int(resolution))

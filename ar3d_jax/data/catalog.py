@@ -34,6 +34,8 @@ from ar3d_jax.errors import UserError, reading, whole_file, write_whole, writing
 
 SOURCE = "/usr/share/sweethome3d/furniture"  # Debian package sweethome3d-furniture
 HELD_OUT_ONE_IN = 10
+# What trainings read of a catalog's folder; the last is `augmentation.py`'s.
+FILES = ("objects.npz", "objects.jsonl", "augmented.npz")
 SHIPPED_PROMPTS = 4  # at most, of each object; the first of `captions.prompts`
 THUMBNAIL = 72  # pixels of one object in the contact sheet
 SHEET_COLUMNS = 30

@@ -10,10 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ar3d_jax.data import tables
 from ar3d_jax.errors import UserError
 
 Parts = tuple[tuple[str, int], ...]  # names in the singular, how many of each
 
+WHAT = "part lists"  # to the user: rewards.part_lists
 MOST_PARTS = 12  # of a prompt; each costs the scorer two questions; our choice
 EXAMPLE = '{"prompt": "a chair", "parts": [{"name": "leg", "count": 4}]}'
 
@@ -91,30 +93,32 @@ def _singular(word: str) -> tuple[str, bool]:
 def read(path: Path) -> dict[str, Parts]:
     """Parts by prompt, whose white space is one blank between words.
 
-    Of a prompt that comes twice the last line counts. An empty list means that no parts
-    are known: the scorer then goes by the prompt's words, as without a line.
+    An empty list means that no parts are known: the scorer then goes by the prompt's
+    words, as without a line. Other keys than `prompt` and `parts` are ignored.
 
     Raises:
-        UserError: there is no such file, or a line of it is something else.
+        UserError: there is no such file, a line of it is something else, or a prompt
+            has two lists that differ.
     """
+    lists: dict[str, Parts] = {}
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        rows = list(tables.read(path, WHAT, known=("prompt", "parts")))
+    except UserError as error:
         raise UserError(
-            f"part lists {path}: cannot be read ({reason}); expected a file of "
-            "`python -m ar3d_jax.data.parts`; or leave rewards.part_lists empty"
+            f"{error}; expected a file of `python -m ar3d_jax.data.parts`; or leave "
+            "rewards.part_lists empty"
         ) from error
-    lists = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                lists[" ".join(_of(row, "prompt", str).split())] = parts_of(row)
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"part lists {path}, line {number}: {error}; expected {EXAMPLE}"
-                ) from error
+    for number, row in rows:
+        try:
+            prompt = " ".join(_of(row, "prompt", str).split())
+            parts = parts_of(row)
+            if lists.setdefault(prompt, parts) != parts:
+                raise ValueError(f"{prompt[:60]!r} has other parts in a line before")
+        except ValueError as error:
+            raise UserError(
+                f"{WHAT} {path}, line {number}: {error}; expected {EXAMPLE}, a prompt "
+                "with one list of parts"
+            ) from error
     return lists
 
 

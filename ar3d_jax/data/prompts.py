@@ -13,22 +13,20 @@ chooses the large preset's training prompts: `build_prompts.py`. Training exampl
 shapes are `sft_examples.py`; tokens are made by `policy.tokenizer`.
 """
 
-import csv
 import dataclasses
-import io
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ar3d_jax.data import tables
 from ar3d_jax.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "tiny" / "prompts.jsonl"
 REASONING = SHIPPED.parents[1] / "reasoning249.jsonl"
 SUFFIXES = (".txt", ".csv", ".jsonl")
+WHAT = "prompts file"
 _YES, _NO = ("true", "1", "yes"), ("", "false", "0", "no")  # of a column held_out
 
 
@@ -62,84 +60,27 @@ def read_prompts(source: str, column: str = "") -> list[PromptRow]:
         source: `catalog`, or the path of a .txt, .csv or .jsonl file.
         column: Name of the column with the texts; empty: `prompt`, else `captions`.
 
+    Ids are labels: they may repeat. Other columns than the texts', `id` and `held_out`
+    are ignored, and so are rows whose text is empty.
+
     Raises:
         UserError: No such file, another type of file, not UTF-8, malformed, without the
             column, or without any prompt.
     """
     path = SHIPPED if source == "catalog" else Path(source)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"prompts file {source}: expected a {', '.join(SUFFIXES)} file")
+    columns = dict.fromkeys((column, "prompt", "captions", "id", "held_out"))
+    rows = tables.read(
+        path, WHAT, kinds=SUFFIXES, known=tuple(columns), guarded=("held_out",)
+    )
+    cells = list(rows)
     if path.suffix.lower() == ".txt":
-        lines = _decode(path).split("\n")
-        cells = [(n, {"prompt": line}) for n, line in enumerate(lines, 1)]
-        column = "prompt"
-    else:
-        cells = read_table(path)
+        column = tables.TEXT
     column = column or _text_column(cells, path)
-    rows = [_row(values, line, column, path) for line, values in cells]
-    rows = [row for row in rows if row.texts]
-    if not rows:
-        raise UserError(f"prompts file {path} has no prompts; expected one per line")
-    return rows
-
-
-def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Line numbers and cells by column of a .csv or .jsonl file.
-
-    Raises:
-        UserError: No such file, not UTF-8, or malformed.
-    """
-    text = _decode(path)
-    rows = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-    return list(rows(text, path))
-
-
-def _decode(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"prompts file {path}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")  # spreadsheets write a byte-order mark
-    except UnicodeDecodeError as error:
-        # Positions count from the end of a byte-order mark; bytes to its line do not.
-        start = error.start + len(data) - len(error.object)
-        line = data.count(b"\n", 0, start) + 1
-        raise UserError(
-            f"prompts file {path}, line {line}: byte 0x{data[start]:02x} at position "
-            f"{start} is not UTF-8; convert the file"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text), restkey="", strict=True)
-    try:
-        for values in reader:
-            yield reader.line_num, values
-    except csv.Error as error:
-        raise UserError(
-            f"prompts file {path}, line {reader.reader.line_num}: "
-            f"malformed CSV ({error})"
-        ) from error
-
-
-def _json_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"prompts file {path}, line {number}: malformed JSON ({error})"
-            ) from error
-        if not isinstance(values, dict):
-            raise UserError(
-                f"prompts file {path}, line {number}: expected a JSON object, "
-                f'e.g. {{"prompt": "a chair"}}'
-            )
-        yield number, values
+    found = [_row(values, line, column, path) for line, values in cells]
+    found = [row for row in found if row.texts]
+    if not found:
+        raise UserError(f"{WHAT} {path} has no prompts; expected one per line")
+    return found
 
 
 def _text_column(cells: list[tuple[int, dict[str, Any]]], path: Path) -> str:
@@ -161,10 +102,14 @@ def _row(values: dict[str, Any], line: int, column: str, path: Path) -> PromptRo
         )
     value = values[column]
     # TRELLIS's metadata hold the captions of an object as a JSON list in a CSV cell.
-    if column != "prompt" and isinstance(value, str) and value.lstrip().startswith("["):
+    if (
+        column not in ("prompt", tables.TEXT)
+        and isinstance(value, str)
+        and value.lstrip().startswith("[")
+    ):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = tables.parse_json(value)
+        except ValueError as error:
             raise UserError(
                 f"prompts file {path}, line {line}: column {column} is a malformed "
                 f"JSON list ({error})"
@@ -176,7 +121,13 @@ def _row(values: dict[str, Any], line: int, column: str, path: Path) -> PromptRo
             "expected a text or a list of texts"
         )
     clean = tuple(words for text in texts if (words := " ".join(text.split())))
-    name = values.get("id") or f"{path.stem}-{line}"
+    name = values.get("id")
+    if isinstance(name, list | dict):
+        raise UserError(
+            f"prompts file {path}, line {line}: column id is {str(name)[:60]}; "
+            "expected a text or a number"
+        )
+    name = f"{path.stem}-{line}" if name in (None, "") else name
     held_out = str(values.get("held_out") or "").strip().lower()
     if held_out not in _YES + _NO:
         raise UserError(

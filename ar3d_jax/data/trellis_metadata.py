@@ -7,20 +7,18 @@ that is empty where there are none; TRELLIS's toolkits add `local_path` and othe
 `build_prompts.py` and by `evaluation/benchmarks.py`.
 """
 
-import csv
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ar3d_jax.data import tables
 from ar3d_jax.errors import UserError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LARGEST_CELL = 1 << 24  # csv's own limit, 128 KiB, is less than some captions have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,48 +52,32 @@ def read_assets(path: Path, required: tuple[str, ...] = ()) -> Iterator[Asset]:
         UserError: no such file, not UTF-8, malformed, a column missing, or a cell that
             is not what its column holds. The line is named.
     """
-    previous = csv.field_size_limit(_LARGEST_CELL)
-    try:
-        size = path.stat().st_size
-        with (
-            path.open(encoding="utf-8-sig", newline="") as file,
-            tqdm(total=size, desc=path.name, unit="B", unit_scale=True) as bar,
-        ):
-            reader = csv.DictReader(_counted(file, bar), strict=True)
-            _check_columns(reader, path, required)
-            for cells in reader:
-                yield _asset(cells, f"{path}, line {reader.line_num}")
-    except OSError as error:
-        raise UserError(f"metadata {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"metadata {path} is not UTF-8; download it again") from error
-    except csv.Error as error:
-        raise UserError(f"metadata {path}: malformed CSV ({error})") from error
-    finally:
-        csv.field_size_limit(previous)
+    columns = ("sha256", "captions", *required)
 
+    def check(there: Sequence[str]) -> None:
+        for name in columns:
+            if name not in there:
+                names = ", ".join(there) or "none"
+                raise UserError(
+                    f"metadata {path}: no column {name} among {names}; expected a "
+                    "metadata file of TRELLIS-500K"
+                )
 
-def _counted(lines: Iterator[str], bar: tqdm) -> Iterator[str]:
-    for line in lines:
-        bar.update(len(line))  # characters; nearly all are one byte
-        yield line
-
-
-def _check_columns(
-    reader: csv.DictReader, path: Path, required: tuple[str, ...]
-) -> None:
-    there = reader.fieldnames or ()
-    for name in ("sha256", "captions", *required):
-        if name not in there:
-            raise UserError(
-                f"metadata {path}: no column {name} among {', '.join(there) or 'none'};"
-                " expected a metadata file of TRELLIS-500K"
-            )
+    size = path.stat().st_size if path.is_file() else 0
+    with tqdm(total=size, desc=path.name, unit="B", unit_scale=True) as bar:
+        rows = tables.read(
+            path,
+            "metadata",
+            kinds=(".csv",),
+            known=columns,
+            header=check,
+            progress=bar.update,
+        )
+        for line, cells in rows:
+            yield _asset(cells, f"{path}, line {line}")
 
 
 def _asset(cells: dict[str, str], where: str) -> Asset:
-    if None in cells or None in cells.values():
-        raise UserError(f"metadata {where}: more or fewer cells than columns")
     sha256 = cells["sha256"].strip().lower()
     if not _SHA256.fullmatch(sha256):
         raise UserError(
@@ -121,8 +103,8 @@ def _captions(cell: str, where: str) -> tuple[str, ...]:
     if not cell.strip():
         return ()
     try:
-        found = json.loads(cell)
-    except (ValueError, RecursionError) as error:
+        found = tables.parse_json(cell)
+    except ValueError as error:
         raise UserError(
             f"metadata {where}: captions is malformed JSON ({error}); expected a list "
             'of texts, e.g. ["A red chair."]'

@@ -7,13 +7,11 @@ and `category`, and perhaps `mesh`, the file of the true object. Read by
 """
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ar3d_jax.data.prompts import read_table
+from ar3d_jax.data import tables
 from ar3d_jax.errors import UserError
 
 # The paper's five, and how many of its 249 objects are in each: spatial and structural
@@ -26,6 +24,7 @@ CATEGORIES = {
     "rare": 38,
     "stylised": 64,
 }
+COLUMNS = ("id", "caption", "category", "mesh")  # others are ignored
 _SPELLINGS = {"stylized": "stylised"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -51,13 +50,10 @@ def read_annotations(path: Path) -> list[Annotation]:
             repeats an id, or has an id unfit for a file name, an unknown category or a
             mesh that is not there.
     """
-    if path.suffix.lower() not in (".jsonl", ".json", ".csv"):
-        raise UserError(
-            f"annotations {path}: expected a .jsonl, .json or .csv file with columns "
-            "id, caption, category"
-        )
     listed = path.suffix.lower() == ".json"
-    table = _json_list(path) if listed else read_table(path)
+    table = tables.read(
+        path, "annotations", kinds=(".jsonl", ".json", ".csv"), known=COLUMNS
+    )
     lines: dict[str, int] = {}
     found = []
     for line, cells in table:
@@ -74,18 +70,6 @@ def read_annotations(path: Path) -> list[Annotation]:
     if not found:
         raise UserError(f"annotations {path} are empty; expected one object per row")
     return found
-
-
-def _json_list(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    try:
-        rows = json.loads(path.read_text("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"annotations {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"annotations {path}: malformed JSON ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"annotations {path}: expected a JSON list of objects")
-    return enumerate(rows, 1)
 
 
 def _annotation(cells: dict[str, Any], folder: Path, where: str) -> Annotation:

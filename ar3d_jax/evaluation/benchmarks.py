@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ar3d_jax.codec import surface
+from ar3d_jax.data import tables
 from ar3d_jax.data.catalog import HeldOut, load_held_out
-from ar3d_jax.data.prompts import REASONING, SHIPPED, read_prompts, read_table
+from ar3d_jax.data.prompts import REASONING, SHIPPED, read_prompts
 from ar3d_jax.data.trellis_metadata import Asset, read_assets
 from ar3d_jax.errors import UserError, whole_file, writing
 from ar3d_jax.evaluation.annotations import CATEGORIES, read_annotations
@@ -155,7 +156,7 @@ def _write_truth(held_out: HeldOut, row: int, path: Path) -> None:
 def _reasoning() -> tuple[list[Item], list[str]]:
     items = [
         Item(row["id"], row["prompt"], row["category"], expects=row["parts"])
-        for _, row in read_table(REASONING)
+        for _, row in tables.read(REASONING, "benchmark")
     ]
     return items, [
         "249 prompts of our own in the categories and proportions of MME-3DR, whose "

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ar3d_jax import contents
 from ar3d_jax.codec import voxels
 from ar3d_jax.config import FeaturesConfig, RenderConfig, to_dict
 from ar3d_jax.errors import writing
@@ -109,8 +110,9 @@ def _settings(
     pictures = {k: v for k, v in to_dict(render).items() if k != "workers"}
     if render.cameras.endswith(".json"):
         pictures["cameras"] = Path(render.cameras).read_text("utf-8")
-    places = {name: str(networks[name]) for name in sorted(features.sets)}
-    return {"render": pictures, "networks": places, "points": features.points}
+    # What they hold, wherever they are: another file under the same name is another.
+    held = {name: contents.digest(Path(networks[name])) for name in features.sets}
+    return {"render": pictures, "networks": held, "points": features.points}
 
 
 def _place(item: Wanted, settings: Mapping[str, Any], folder: Path) -> Path | None:

@@ -3,7 +3,7 @@
     WORKDIR/measured/<key>.npz
 
 The key is a digest of all that the numbers depend on: the mesh's bytes, the caption,
-cameras and light, the networks' names and places. `measure.py` makes records.
+cameras and light, the networks' names and files. `measure.py` makes records.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The settings of an evaluation's folder, whose objects are of one evaluation.
 
-    WORKDIR/evaluation.json   config, and systems {name: source}
+    WORKDIR/evaluation.json   config, systems {name: source}, held {name: digests}
 
 The same command goes on in its folder; another benchmark, or another policy under the
 name of one that was sampled, is refused there.
@@ -10,15 +10,23 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ar3d_jax.config import EvalConfig, to_dict
+from ar3d_jax.contents import Held
 from ar3d_jax.errors import UserError, write_whole, writing
+from ar3d_jax.evaluation import sources
 
 FILE = "evaluation.json"
 SAME = ("benchmark", "data", "batch")  # fields that decide what objects there are
 
 
-def remember(config: EvalConfig, systems: Mapping[str, str], workdir: Path) -> None:
+def remember(
+    config: EvalConfig,
+    systems: Mapping[str, str],
+    held: Mapping[str, Held],
+    workdir: Path,
+) -> None:
     """Writes the settings, and refuses a folder whose objects had others.
 
     A damaged file is set aside, which is said on stderr: objects know their prompts
@@ -27,6 +35,7 @@ def remember(config: EvalConfig, systems: Mapping[str, str], workdir: Path) -> N
     Args:
         config: the evaluation's.
         systems: by name, the source of each.
+        held: by name, what the weights of those that are policies hold.
         workdir: the evaluation's.
 
     Raises:
@@ -34,11 +43,12 @@ def remember(config: EvalConfig, systems: Mapping[str, str], workdir: Path) -> N
             cannot be written.
     """
     path = workdir / FILE
-    sources, settings = _read(path)
+    before, settings = _read(path)
+    known = before["systems"]
     for name, source in systems.items():
-        if sources.get(name, source) != source:
+        if known.get(name, source) != source:
             raise UserError(
-                f"{workdir} has objects of {name} from {sources[name]}, not {source}; "
+                f"{workdir} has objects of {name} from {known[name]}, not {source}; "
                 "choose another --workdir"
             )
     for name, old in settings.items():
@@ -47,20 +57,28 @@ def remember(config: EvalConfig, systems: Mapping[str, str], workdir: Path) -> N
                 f"{workdir} is an evaluation with {name} {old!r}, not {new!r}; "
                 "choose another --workdir"
             )
-    told = {"config": to_dict(config), "systems": sources | {**systems}}
+    sources.refuse_others(before["held"], held, workdir)
+    told = {
+        "config": to_dict(config),
+        "systems": known | {**systems},
+        "held": before["held"] | {**held},
+    }
     write_whole(path, json.dumps(told, indent=2) + "\n")
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
-    """What `remember` wrote: systems' sources, and the settings of all objects."""
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, object]]:
+    """What `remember` wrote: of systems, and the settings of all objects."""
+    nothing = {"systems": {}, "held": {}}
     if not path.exists():
-        return {}, {}
+        return nothing, {}
     with writing(path):
         text = path.read_bytes()
     try:
         before = json.loads(text)
         same = {name: before["config"][name] for name in SAME}
-        return dict(before["systems"].items()), same
+        # Older files say nothing of what weights held.
+        kept = {name: before.get(name, {}) for name in ("systems", "held")}
+        return {name: dict(of.items()) for name, of in kept.items()}, same
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         damaged = path.with_name(f"{path.name}.damaged")
         with writing(path):
@@ -71,4 +89,4 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
             "--workdir",
             file=sys.stderr,
         )
-        return {}, {}
+        return nothing, {}

@@ -16,7 +16,7 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
 
 from ar3d_jax.config import PolicyConfig
 from ar3d_jax.errors import UserError, whole_file, write_whole, writing
 from ar3d_jax.policy import hf_tensors, safetensor_files
 from ar3d_jax.policy.decoder import Decoder
 from ar3d_jax.policy.hf_tensors import Parameter, Tensor
-from ar3d_jax.policy.safetensor_files import METADATA, Header, Slices
+from ar3d_jax.policy.safetensor_files import METADATA, WEIGHTS_FILE, Header, Slices
+from ar3d_jax.tensor_check import TensorCheck
+from ar3d_jax.weights import refuse_adapter
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MODEL_TYPES = ("qwen2", "qwen2_5_vl", "qwen2_5_vl_text")
 ROPE_TYPES = ("default", "mrope")  # for text, both are plain RoPE (`rope.py`)
+_ROPES = ("rope_parameters", "rope_scaling")  # sections, as transformers 5 and 4 write
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
 _NOT_TEXT = re.compile(r"^(model\.)?visual\.|rotary_emb\.inv_freq$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # not carried along as they are
@@ -64,7 +64,8 @@ def load(
 
     Raises:
         UserError: no such folder, another kind of model, sizes other than `cfg`'s,
-            tensors that are missing, too many or of another shape.
+            tensors that are missing, too many or of another shape, not finite or all
+            zeros.
     """
     folder = Path(path)
     found = read_sizes(folder)
@@ -113,7 +114,8 @@ def save(
         files = {WEIGHTS_FILE: None}
     else:
         _check_base(Path(base), policy.cfg)
-        files = {file.name: file for file in _files(Path(base))}
+        places = safetensor_files.files_of(Path(base))
+        files = {file.name: file for file in places}
     with writing(folder):
         if first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -157,11 +159,15 @@ def _read(
 def _part(
     parameter: Parameter, tensor: Tensor, theirs: Any, spec: jax.P, dtype: Any
 ) -> jax.Array:
-    return jax.make_array_from_callback(
+    table = theirs.name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    check = TensorCheck(theirs.file, theirs.name, table=table)
+    array = jax.make_array_from_callback(
         parameter.part_shape(tensor),
         jax.NamedSharding(jax.sharding.get_mesh(), spec),
-        lambda index: parameter.shard(tensor, theirs, index or (), dtype),
+        lambda index: parameter.shard(tensor, theirs, index or (), dtype, check),
     )
+    check.end()
+    return array
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -261,6 +267,7 @@ def read_config(folder: Path) -> PolicyConfig:
     Raises:
         UserError: no config.json, another kind of model, or a field is missing.
     """
+    refuse_adapter(folder)
     path = folder / CONFIG_FILE
     try:
         whole = json.loads(path.read_text("utf-8"))
@@ -269,14 +276,17 @@ def read_config(folder: Path) -> PolicyConfig:
         # Newer Qwen2.5-VL configs keep the text model's fields in a section of their
         # own, and RoPE's in another; older ones have `rope_scaling`.
         values = {**whole, **(whole.get("text_config") or {})}
-        rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-        rope = {"type": "default", "rope_theta": values.get("rope_theta"), **rope}
+        ropes = [
+            {"rope_theta": values.get("rope_theta")},
+            *({**(values.get(name) or {})} for name in _ROPES),
+        ]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"cannot read {path}: {error}; expected a Hugging Face folder with a "
             "Qwen2 or Qwen2.5-VL model"
         ) from error
-    _check_kind(path, values, rope.get("rope_type", rope["type"]))
+    _check_kind(path, values, ropes)
+    theta = _rope_theta(path, ropes)
     try:
         heads = values["num_attention_heads"]
         tied = whole.get("tie_word_embeddings") or values.get("tie_word_embeddings")
@@ -291,7 +301,7 @@ def read_config(folder: Path) -> PolicyConfig:
             kv_heads=values["num_key_value_heads"],
             head_size=values.get("head_dim") or values["hidden_size"] // heads,
             mlp_width=values["intermediate_size"],
-            rope_theta=float(rope["rope_theta"]),
+            rope_theta=float(theta),
             rms_eps=float(values["rms_norm_eps"]),
             tied=bool(tied),
             max_positions=values["max_position_embeddings"],
@@ -302,23 +312,53 @@ def read_config(folder: Path) -> PolicyConfig:
         raise UserError(f"{path} has a field that does not fit ({error})") from error
 
 
-def _check_kind(path: Path, values: Mapping[str, Any], rope_type: Any) -> None:
-    """Refuses a model that is computed in another way."""
-    wanted = {
-        "model_type": (values.get("model_type"), MODEL_TYPES),
-        "use_sliding_window": (values.get("use_sliding_window") or False, (False,)),
-        "hidden_act": (values.get("hidden_act", "silu"), ("silu",)),
-        "rope_type": (rope_type, ROPE_TYPES),
-    }
+def _rope_theta(path: Path, ropes: Sequence[Mapping[str, Any]]) -> Any:
+    """The one that is stated, at the top (as until transformers 4) or in a section."""
+    stated = [rope["rope_theta"] for rope in ropes if rope.get("rope_theta")]
+    if not stated:
+        raise UserError(
+            f"{path} has no rope_theta, at the top or in {' or '.join(_ROPES)}; "
+            "expected it: copy it from the config.json of the base model"
+        )
+    if any(theta != stated[0] for theta in stated):
+        raise UserError(
+            f"{path} states rope_theta {' and '.join(map(str, stated))}; expected one"
+        )
+    return stated[0]
+
+
+def _check_kind(
+    path: Path, values: Mapping[str, Any], ropes: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuses a model that is computed in another way.
+
+    Biases and norms that this decoder has not are refused with their tensors.
+    """
+    wanted = [
+        ("model_type", values.get("model_type"), MODEL_TYPES),
+        ("use_sliding_window", values.get("use_sliding_window") or False, (False,)),
+        ("hidden_act", values.get("hidden_act", "silu"), ("silu",)),
+        ("quantization_config", values.get("quantization_config"), (None,)),
+    ]
+    kinds = values.get("layer_types") or []
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    other = [kind for kind in kinds if kind != "full_attention"]
+    wanted += [("layer_types", kind, ("full_attention",)) for kind in other[:1]]
+    for rope in (values, *ropes):
+        part = rope.get("partial_rotary_factor") or 1
+        wanted.append(("partial_rotary_factor", part, (1,)))
+    for rope in ropes:
+        for name in ("rope_type", "type"):
+            wanted.append((name, rope.get(name) or "default", ROPE_TYPES))
     wrong = [
         f"{field} {given!r}, expected {' or '.join(map(str, allowed))}"
-        for field, (given, allowed) in wanted.items()
+        for field, given, allowed in wanted
         if given not in allowed
     ]
     if wrong:
         raise UserError(
             f"{path}: {'; '.join(wrong)}; give a Qwen2 or Qwen2.5-VL model with full "
-            "attention and unscaled RoPE"
+            "attention, unscaled RoPE and plain weights"
         )
 
 
@@ -355,31 +395,17 @@ def _older_name(key: str) -> str:
 
 def _open(folder: Path) -> dict[str, Slices]:
     """The folder's text tensors by their older names."""
-    found = {}
-    for file in _files(folder):
-        try:
-            tensors = safetensor_files.tensors_in(file)
-        except (OSError, SafetensorError) as error:
+    found: dict[str, Slices] = {}
+    for name, tensor in safetensor_files.tensors_of(folder).items():
+        if _NOT_TEXT.search(name):
+            continue
+        twin = found.setdefault(_older_name(name), tensor)
+        if twin is not tensor:
             raise UserError(
-                f"cannot read {file}: {error}; expected a whole safetensors file"
-            ) from error
-        for name, tensor in tensors.items():
-            if not _NOT_TEXT.search(name):
-                found[_older_name(name)] = tensor
+                f"{folder} has the tensors {twin.name} and {name}, one by two names; "
+                "expected one of them: get the folder again"
+            )
     return found
-
-
-def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text("utf-8"))["weight_map"]
-        return [folder / name for name in sorted(set(index.values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"no weights in {folder}; expected {WEIGHTS_FILE}, or {INDEX_FILE} and the "
-            "files it names"
-        ) from error
 
 
 def _check_tensors(folder: Path, tensors: Mapping[str, Any], cfg: PolicyConfig) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ar3d_jax.config import PolicyConfig
+from ar3d_jax.tensor_check import TensorCheck
 
 PIECE_BYTES = 2**24  # read and transposed at a time; our choice: small beside a tensor
 _JOINED = "PE"  # along these a parameter is put together from several tensors
@@ -82,7 +83,12 @@ class Parameter:
         return tuple(self._size(tensor, letter) for letter in self.part_axes())
 
     def shard(
-        self, tensor: Tensor, readable: Any, index: Index, dtype: Any
+        self,
+        tensor: Tensor,
+        readable: Any,
+        index: Index,
+        dtype: Any,
+        check: TensorCheck,
     ) -> np.ndarray:
         """One device's share of a tensor's part, read a piece at a time.
 
@@ -91,6 +97,10 @@ class Parameter:
             readable: it, in its file: `safetensor_files.Slices`.
             index: the share, on the part's axes.
             dtype: of the result.
+            check: looks at the pieces.
+
+        Raises:
+            UserError: as `check.look`.
         """
         letters = self.part_axes()
         ranges = {
@@ -100,6 +110,8 @@ class Parameter:
         share = np.empty([len(ranges[letter]) for letter in letters], dtype)
         for piece in _pieces("".join(tensor.axes), ranges, share.nbytes):
             value = readable[self._flat(tensor, piece)]
+            last = all(piece[x].stop == ranges[x].stop for x in letters)
+            check.look(value, last=last)
             ours = value.reshape([len(piece[x]) for x in "".join(tensor.axes)])
             order = ["".join(tensor.axes).index(letter) for letter in letters]
             target = tuple(

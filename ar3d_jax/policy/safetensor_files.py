@@ -1,8 +1,10 @@
-"""Writing safetensors files a tensor at a time, which the library does not offer.
+"""Safetensors files of a folder, and writing one a tensor at a time.
 
 The format (github.com/huggingface/safetensors): 8 bytes with the header's length, the
 header as JSON (name -> dtype, shape, data_offsets; `__metadata__`), then all tensors'
-bytes, little-endian, without gaps. Reading is the library's `safe_open`.
+bytes, little-endian, without gaps. Reading is the library's `safe_open`. A folder has
+one file, or several and an index: a JSON object whose `weight_map` says which file each
+tensor is in. Where two files have a tensor, the index decides.
 """
 
 import contextlib
@@ -15,9 +17,9 @@ from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from ar3d_jax.errors import whole_file
+from ar3d_jax.errors import UserError, whole_file
 
 DTYPES = {
     "F64": np.float64,
@@ -25,6 +27,8 @@ DTYPES = {
     "F16": np.float16,
     "BF16": jnp.bfloat16,
 }
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 METADATA = "__metadata__"
 COPY_BYTES = 2**24  # moved at a time
 
@@ -85,6 +89,76 @@ def tensors_in(file: Path) -> dict[str, Slices]:
             part = tensors.get_slice(name)
             shape = tuple(part.get_shape())
             found[name] = Slices(file, name, part.get_dtype(), shape)
+    return found
+
+
+def files_of(folder: Path) -> dict[Path, frozenset[str] | None]:
+    """The files with a folder's weights -> the tensors that count; None: all.
+
+    Raises:
+        UserError: there are none, the index is broken, names a file that is not there,
+            or is beside a file with everything.
+    """
+    whole, place = folder / WEIGHTS_FILE, folder / INDEX_FILE
+    if not place.is_file():
+        if not whole.is_file():
+            raise UserError(
+                f"no weights in {folder}; expected {WEIGHTS_FILE}, or {INDEX_FILE} and "
+                "the files it names"
+            )
+        return {whole: None}
+    try:
+        index: dict[str, str] = json.loads(place.read_text("utf-8"))["weight_map"]
+        names = sorted(set(index.values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError(f"files {', '.join(names)[:60]!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot read {place} ({error}); expected a weight_map from tensors to the "
+            "files beside it"
+        ) from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{place} names {name}, which is not there; get the folder again"
+            )
+    if whole.is_file() and names != [WEIGHTS_FILE]:
+        raise UserError(
+            f"{folder} has {WEIGHTS_FILE} and {INDEX_FILE} with other files; expected "
+            "one of them: remove the other"
+        )
+    return {
+        folder / name: frozenset(key for key, file in index.items() if file == name)
+        for name in names
+    }
+
+
+def tensors_of(folder: Path) -> dict[str, Slices]:
+    """A folder's tensors by name, each from the file that counts.
+
+    Raises:
+        UserError: as `files_of`; a file is no whole safetensors file, lacks a tensor
+            that the index places there, or has one that the index does not name.
+    """
+    files = files_of(folder)
+    placed = frozenset().union(*(names for names in files.values() if names))
+    found: dict[str, Slices] = {}
+    for file, names in files.items():
+        try:
+            there = tensors_in(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot read {file}: {error}; expected a whole safetensors file"
+            ) from error
+        if names is not None:
+            for name in sorted(names - there.keys()) + sorted(there.keys() - placed):
+                verb = "places there" if name in names else "does not name"
+                has = "has no" if name in names else "has a"
+                raise UserError(
+                    f"{file} {has} tensor {name}, which {INDEX_FILE} {verb}; get the "
+                    "folder again"
+                )
+        found |= {name: there[name] for name in names or there}
     return found
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ar3d_jax.config import RenderConfig
+from ar3d_jax.data import tables
 from ar3d_jax.errors import UserError, write_whole
 
 Poses = Float[np.ndarray, "V 4 4"]
@@ -178,10 +179,10 @@ def read_transforms(path: pathlib.Path | str) -> Cameras:
     """
     expected = "expected what TRELLIS's renderings write as transforms.json"
     try:
-        content = json.loads(pathlib.Path(path).read_bytes())
+        content = tables.parse_json(pathlib.Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; {expected}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         line = " ".join(str(error).split())[:100]
         raise UserError(f"{path} is not JSON ({line}); {expected}") from error
     frames = content.get("frames") if isinstance(content, dict) else None

@@ -36,7 +36,7 @@ from ar3d_jax.config_rewards import (
     RefinedWeights,
     WeightsConfig,
 )
-from ar3d_jax.data.prompts import read_table
+from ar3d_jax.data import tables
 from ar3d_jax.errors import UserError, exit_on_user_error, writing
 from ar3d_jax.rewards.client import Scoring
 
@@ -77,16 +77,17 @@ class Scored:
 def read_list(path: Path) -> list[Wanted]:
     """The rows of a .csv or .jsonl file with the columns mesh and prompt.
 
-    Meshes are relative to the folder of the list.
+    Meshes are relative to the folder of the list; other columns are ignored.
 
     Raises:
         UserError: no such file, another type of file, malformed, a row without a mesh
             or prompt, or no rows.
     """
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"--list={path}; expected a .csv or .jsonl file")
     rows = []
-    for number, values in read_table(path):
+    table = tables.read(
+        path, "--list", kinds=(".csv", ".jsonl"), known=("mesh", "prompt")
+    )
+    for number, values in table:
         cells = [values.get(name) for name in ("mesh", "prompt")]
         texts = [cell.strip() for cell in cells if isinstance(cell, str)]
         if len(texts) < 2 or not all(texts):

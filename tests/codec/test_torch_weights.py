@@ -96,3 +96,24 @@ def test_a_folder_with_two_is_refused(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"a\.safetensors, b\.bin; expected one file"):
         torch_weights.load(tmp_path)
+
+
+def test_tensors_that_cannot_be_right_are_named(file):
+    """Zeros where a block's second convolution begins with them are right."""
+    _, path = file
+    whole = safetensors.numpy.load_file(path)
+    assert not whole["Encoder.blocks.0.conv2.weight"].any()
+    rows = {name: value.copy() for name, value in whole.items()}
+    rows["vq.embeddings.weight"][1:] = 0  # codes that nothing uses
+    safetensors.numpy.save_file(rows, path)
+    torch_weights.load(path)
+    for name, value, problem in (
+        ("Encoder.input_layer.weight", 0.0, "is all zeros"),
+        ("vq.embeddings.weight", 0.0, "is all zeros"),
+        ("Encoder.blocks.0.conv2.weight", np.nan, "has numbers that are not finite"),
+        ("Decoder.out_layer.2.bias", np.inf, "has numbers that are not finite"),
+    ):
+        changed = whole | {name: np.full_like(whole[name], value)}
+        safetensors.numpy.save_file(changed, path)
+        with pytest.raises(UserError, match=f"{path}: tensor {name} {problem}"):
+            torch_weights.load(path)

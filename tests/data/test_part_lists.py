@@ -67,8 +67,8 @@ def test_a_file_gives_its_lists(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting property name"),
-        ("[]", "line 2: parts is null"),
+        ("{", "line 2: malformed JSON (Expecting property name"),
+        ("[]", "line 2: expected a JSON object"),
         ('{"prompt": "a"}', "line 2: parts is null"),
         ('{"parts": []}', "line 2: prompt is null"),
         ('{"prompt": 3, "parts": []}', "line 2: prompt is 3"),
@@ -94,13 +94,27 @@ def test_a_malformed_row_is_one_line_with_its_number(tmp_path, line, message):
     with pytest.raises(UserError) as caught:
         part_lists.read(path)
     assert message in str(caught.value)
-    assert 'expected {"prompt"' in str(caught.value)
+    assert "; expected " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
-    (tmp_path / "latin").write_bytes(b"\xff\xfe")
-    for name, message in (("none", "No such file"), ("latin", "not UTF-8")):
+    (tmp_path / "latin").write_bytes(b"{\xff\xfe")
+    (tmp_path / "wide").write_bytes("{}".encode("utf-16"))
+    for name, message in (
+        ("none", "No such file.*leave rewards.part_lists empty"),
+        ("latin", "not UTF-8"),
+        ("wide", "is UTF-16"),
+    ):
         with pytest.raises(UserError, match=message) as caught:
             part_lists.read(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_has_one_list(tmp_path):
+    legs = '{"prompt": "a", "parts": [{"name": "leg", "count": 1}]}'
+    seat = legs.replace("leg", "seat")
+    same = write(tmp_path / "same.jsonl", legs, legs.replace('"a"', '" a "'))
+    assert part_lists.read(same) == {"a": (("leg", 1),)}
+    with pytest.raises(UserError, match="line 2: 'a' has other parts in a line before"):
+        part_lists.read(write(tmp_path / "other.jsonl", legs, seat))

@@ -54,6 +54,16 @@ def test_jsonl(tmp_path):
     assert [row.held_out for row in rows] == [False, True]
 
 
+def test_numbers_as_ids(tmp_path):
+    path = write(tmp_path, "p.jsonl", '{"prompt": "a", "id": 0}\n{"prompt": "b"}\n')
+    assert [row.id for row in read_prompts(str(path))] == ["0", "p-2"]
+
+
+def test_other_columns_are_metadata(tmp_path):
+    path = write(tmp_path, "p.csv", "prompt,caption,split\na,b,train\n")
+    assert texts(path) == [("a",)]
+
+
 def test_named_column(tmp_path):
     path = write(tmp_path, "p.csv", "prompt,title\nno,yes\n")
     assert texts(path, "title") == [("yes",)]
@@ -67,7 +77,7 @@ def test_named_column(tmp_path):
         ("p.csv", "", "has no prompts"),
         ("p.csv", "prompt\n", "has no prompts"),
         ("p.jsonl", "", "has no prompts"),
-        ("p.parquet", "x", r"expected a \.txt, \.csv, \.jsonl file"),
+        ("p.parquet", "x", r"expected a \.txt, \.csv or \.jsonl file"),
         (
             "p.csv",
             "id,text\n1,a\n",
@@ -77,6 +87,15 @@ def test_named_column(tmp_path):
         ("p.csv", "captions\n[1\n", "line 2: column captions is a malformed JSON list"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2: malformed JSON"),
         ("p.jsonl", '"a"\n', "line 1: expected a JSON object"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "id": [1]}\n',
+            "line 1: column id is .1.; expected",
+        ),
+        ("p.csv", "prompt,Held-Out\na,true\n", "'Held-Out'; expected 'held_out'"),
+        ("p.csv", "prompt,holdout\na,true\n", "'holdout'; expected 'held_out'"),
+        ("p.jsonl", '{"prompt": "a", "heldout": 1}', "'heldout'; expected 'held_out'"),
+        ("p.jsonl", '{"prompt": "a"}\n{"Prompt": "b"}\n', "row 2: column 'Prompt'"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', "line 2: column prompt is 3"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2: columns are text"),
         ("p.txt", b"a\nb\xff\n", "line 2: byte 0xff at position 3 is not UTF-8"),

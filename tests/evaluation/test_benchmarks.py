@@ -228,7 +228,8 @@ def test_mme3dr_files_are_checked(tmp_path):
         ("a.json", "[]", "are empty"),
         ("a.jsonl", "", "are empty"),
         ("a.csv", "id,caption\n1,a chair\n", "line 2: no category"),
-        ("a.csv", "id,caption,category\n1,a chair\n", "line 2: no category"),
+        ("a.csv", "id,caption,category\n1,a chair\n", "line 2: 2 cells, the header h"),
+        ("a.jsonl", '{"id": "a", "Mesh": "m.glb"}\n', "'Mesh'; expected 'mesh'"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=reason):

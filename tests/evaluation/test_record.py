@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ar3d_jax.config import FeaturesConfig, RenderConfig
 from ar3d_jax.errors import UserError
-from ar3d_jax.evaluation import record
+from ar3d_jax.evaluation import measure, record
 from ar3d_jax.evaluation.record import Record
 
 
@@ -65,3 +66,18 @@ def test_a_folder_that_is_a_file_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose a folder"):
         record.save(full(), tmp_path / "file" / "a.npz")
+
+
+def test_the_key_depends_on_what_the_networks_files_hold(tmp_path):
+    """And not on where they are."""
+
+    def settings(path):
+        features = FeaturesConfig(sets=("embedded",))
+        return measure._settings(RenderConfig(), features, {"embedded": str(path)})
+
+    file = tmp_path / "judge.safetensors"
+    file.write_bytes(b"a")
+    before = settings(file)
+    assert settings(file.rename(tmp_path / "moved.safetensors")) == before
+    file.write_bytes(b"b")
+    assert settings(file) != before

@@ -109,6 +109,29 @@ def test_sharded_files(tmp_path: Path):
     assert_same_logits(hf.load(tmp_path, mesh=make_mesh(), dtype="float32"), model)
 
 
+def test_the_index_decides_which_copy_counts(tmp_path: Path):
+    model = qwen2(tied=False)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    place = tmp_path / "model.safetensors.index.json"
+    placed = json.loads(place.read_text())["weight_map"]
+    first, last = min(placed.values()), max(placed.values())
+    for file, other in ((first, last), (last, first)):  # whichever is read later
+        name = next(name for name, where in placed.items() if where == other)
+        stale = load_file(tmp_path / other)[name] + 1
+        tensors = load_file(tmp_path / file)
+        save_file({**tensors, name: stale}, tmp_path / file)
+    assert_same_logits(hf.load(tmp_path, mesh=make_mesh(), dtype="float32"), model)
+    more = {**load_file(tmp_path / first), "model.more": np.ones(1, np.float32)}
+    save_file(more, tmp_path / first)
+    with pytest.raises(UserError, match=r"has a tensor model\.more, which .* not name"):
+        hf.load(tmp_path, mesh=make_mesh(), dtype="float32")
+    place.write_text(json.dumps({"weight_map": placed | {"model.more": last}}))
+    with pytest.raises(
+        UserError, match=r"has no tensor model\.more, which .* places th"
+    ):
+        hf.load(tmp_path, mesh=make_mesh(), dtype="float32")
+
+
 def test_bfloat16_file_and_config_without_section(tmp_path: Path):
     """The published form: bf16, rope_theta and everything else at the top level."""
     model = qwen2(tied=False)
@@ -227,6 +250,13 @@ def retype(folder: Path, name: str, dtype: str) -> None:
     save_file({**tensors, name: tensors[name].astype(dtype)}, path)
 
 
+def rename(folder: Path, name: str, more: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, more: tensors[name]}, path)
+
+
+MAP = '{"weight_map": {"x": "y"}}'
 DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), "cannot read .*config"),
     "no object": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
@@ -246,9 +276,39 @@ DAMAGE = {
         lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
         "cannot read .*model.safetensors",
     ),
-    "index list": (lambda f: index(f, '{"weight_map": []}'), "no weights in"),
-    "index numbers": (lambda f: index(f, '{"weight_map": {"x": 1}}'), "no weights"),
-    "no shard": (lambda f: index(f, '{"weight_map": {"x": "y"}}'), "cannot read"),
+    "index list": (lambda f: index(f, '{"weight_map": []}'), "cannot read .*index"),
+    "index numbers": (lambda f: index(f, '{"weight_map": {"x": 1}}'), "cannot read"),
+    "elsewhere": (lambda f: index(f, '{"weight_map": {"x": "../y"}}'), "cannot read"),
+    "empty index": (lambda f: index(f, '{"weight_map": {}}'), "cannot read .*index"),
+    "no shard": (
+        lambda f: index(f, '{"weight_map": {"x": "y"}}'),
+        "index.json names y, which is not there",
+    ),
+    "both": (
+        lambda f: (shutil.copy(f / "model.safetensors", f / "y"), index(f, MAP))
+        and shutil.copy(f / "y", f / "model.safetensors"),
+        "has model.safetensors and model.safetensors.index.json with other files",
+    ),
+    "no rope_theta": (
+        lambda f: change(f, rope_parameters=None),
+        "config.json has no rope_theta, at the top or in rope_parameters",
+    ),
+    "two rope_thetas": (
+        lambda f: change(f, rope_theta=5.0),
+        "states rope_theta 5.0 an",
+    ),
+    "adapter": (
+        lambda f: (f / "adapter_config.json").touch(),
+        "has an adapter, adapter_config.json, beside the weights of a model",
+    ),
+    "adapter alone": (
+        lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors"),
+        "has an adapter, adapter_model.safetensors, and no weights of a model",
+    ),
+    "two namings": (
+        lambda f: rename(f, "model.norm.weight", "model.language_model.norm.weight"),
+        "one by two names",
+    ),
     "integers": (
         lambda f: retype(f, "model.norm.weight", "int32"),
         "model.norm.weight has type I32, expected F64",
@@ -277,6 +337,11 @@ YARN = {"rope_theta": 1e6, "factor": 4.0}
         {"rope_parameters": {"rope_type": "yarn", **YARN}},
         {"rope_parameters": None, "rope_scaling": {"type": "yarn", **YARN}},
         {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", **YARN}},
+        {"rope_scaling": {"type": "yarn", **YARN, "rope_theta": None}},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"layer_types": "sliding_attention"},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"partial_rotary_factor": 0.5},
     ],
 )
 def test_other_models_are_refused(saved: Path, tmp_path: Path, fields):
@@ -290,9 +355,15 @@ def test_older_fields_say_the_same(saved: Path, tmp_path: Path):
     """As Qwen2.5-VL was published: M-RoPE, which is plain RoPE for text."""
     folder = shutil.copytree(saved, tmp_path / "copy")
     mrope = {"type": "mrope", "mrope_section": [1, 1, 2]}
-    change(folder, rope_parameters=None, rope_theta=1e6, rope_scaling=mrope)
-    found, before = hf.read_config(folder), hf.read_config(saved)
-    assert dataclasses.replace(found, weights=before.weights) == before
+    theta = hf.read_config(saved).rope_theta
+    for fields in (
+        {"rope_theta": theta, "rope_scaling": mrope},
+        {"rope_scaling": mrope | {"rope_theta": theta}},
+        {"rope_parameters": mrope | {"rope_theta": theta}},
+    ):
+        change(folder, **{"rope_parameters": None, "rope_scaling": None, **fields})
+        found, before = hf.read_config(folder), hf.read_config(saved)
+        assert dataclasses.replace(found, weights=before.weights) == before
 
 
 def test_tied_in_the_section_of_the_text(tmp_path: Path):

@@ -295,7 +295,7 @@ def test_the_table():
         ),
         (["--mesh={}/cube.glb", "--prompt=a", "--up=x"], "flag --up=x"),
         (["--list={}/bad.csv", "--prompt=a"], "--list together with --mesh or"),
-        (["--list={}/bad.txt"], "bad.txt; expected a .csv or .jsonl file"),
+        (["--list={}/bad.txt"], "bad.txt: expected a .csv or .jsonl file"),
         (["--list={}/no.csv"], "no.csv: No such file"),
         (
             ["--list={}/bad.csv"],

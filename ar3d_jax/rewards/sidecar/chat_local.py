@@ -45,6 +45,8 @@ class LocalChat:
         folder = weights.resolve(config.model, f"{field}.model")
         self._config, self._device = config, device
         self._model = _load_model(folder, dtype, f"{field}.model").to(device)
+        numbers = self._model.named_parameters()  # a GPU looks at 15 GB in no time
+        files.refuse_damage(numbers, folder, f"{field}.model", EXPECTED)
         self._tokenizer = _load_tokenizer(folder, f"{field}.model")
         self._images = _load_images(folder, f"{field}.model")
         ends = self._tokenizer.convert_tokens_to_ids(list(ENDS))

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ar3d_jax.errors import UserError, whole_file
+from ar3d_jax.rewards.sidecar import wrong_tensors
 
 WEIGHTS = Path(__file__).parents[2] / "assets" / "tiny" / "judge.safetensors"
 REBUILD = "rebuild it with python -m ar3d_jax.rewards.sidecar.train_judge --catalog=DIR"
@@ -178,7 +179,7 @@ class Judge:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: The file is missing, unreadable or of another shape.
+            UserError: The file is missing, unreadable, of another shape or damaged.
         """
         view, text = ViewEncoder(), TextEncoder()
         try:
@@ -190,6 +191,9 @@ class Judge:
                 f"judge: cannot read {path} ({type(error).__name__}); expected a "
                 f"safetensors file; {REBUILD}"
             ) from error
+        problems = (wrong_tensors.problem_of(*item) for item in tensors.items())
+        if problem := next(filter(None, problems), ""):
+            raise UserError(f"judge: {path} {problem}; {REBUILD}")
         for prefix, module in (("view.", view), ("text.", text)):
             own = {
                 name.removeprefix(prefix): tensor.float()

@@ -206,6 +206,19 @@ def _lose_tensors(folder):
     save_file(kept, path, metadata={"format": "pt"})
 
 
+def _fill(name, value):
+    def spoil(folder):
+        from safetensors.torch import load_file, save_file
+
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        key = next(key for key in tensors if name in key)
+        tensors[key] = torch.full_like(tensors[key], value)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return spoil
+
+
 def _cut_short(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -220,6 +233,8 @@ def _cut_short(folder):
         (_cut_short, "cannot be loaded (SafetensorError"),
         (_lose_tensors, "lacks model.visual.merger.ln_q.weight, model.visual.merger."),
         (_lose_tensors, " and 2 more; expected"),
+        (_fill("layers.1.mlp.up_proj", 0.0), "layers.1.mlp.up_proj.weight that is all"),
+        (_fill("norm.weight", np.nan), "norm.weight with numbers that are not finite"),
         (_without("chat_template.jinja"), "has no chat template"),
         (_without("preprocessor_config.json"), "has no image processor to read"),
         (_without("tokenizer.json"), "tokenizer"),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ar3d_jax.config_rewards import COARSE_ROLES, REFINED_ROLES, TABLE_ROLES
 from ar3d_jax.errors import UserError
@@ -137,6 +138,12 @@ def test_files_that_are_missing_or_do_not_fit_are_named(weights, tmp_path):
     more = json.loads(facts) | {"classes": ["table", "lamp", "bed"]}
     copy.with_suffix(".json").write_text(json.dumps(more))
     with pytest.raises(UserError, match=r"points\.all.* of shape .*, expected"):
+        embedded.EmbeddedScorer(copy)
+    copy.with_suffix(".json").write_text(facts)
+    tensors = load_file(weights)
+    tensors["text.weight.weight"][:] = torch.nan
+    save_file(tensors, copy)
+    with pytest.raises(UserError, match=r"text\.weight\.weight with numbers that are"):
         embedded.EmbeddedScorer(copy)
 
 

@@ -175,7 +175,8 @@ def test_an_array_that_cannot_be_written_or_an_empty_object_is_scored(scorer):
 
 def test_a_number_that_is_none_has_a_reason(tmp_path):
     state = hps_checkpoint.tensors(SMALL)
-    state["visual.proj"][0, 0] = math.nan
+    # Finite, and its products are not.
+    state["visual.proj"] = 3e38 * state["visual.proj"].sign().float()
     torch.save({"state_dict": state}, tmp_path / FILE)
     ((score, reason),) = load(tmp_path).score([subject()])[0].values()
     assert math.isnan(score)
@@ -418,6 +419,17 @@ def test_another_network_is_one_line(tmp_path, spoil, messages):
     spoil(state)
     torch.save({"state_dict": state}, tmp_path / FILE)
     _refused(tmp_path / FILE, "is no CLIP of open_clip's layout", *messages)
+
+
+def test_weights_that_cannot_be_right_are_one_line(tmp_path):
+    for name, value, problem in (
+        ("visual.proj", math.nan, "visual_projection.weight with numbers that are not"),
+        ("token_embedding.weight", 0.0, "token_embedding.weight that is all zeros"),
+    ):
+        state = hps_checkpoint.tensors(SMALL)
+        state[name][:] = value
+        torch.save({"state_dict": state}, tmp_path / FILE)
+        _refused(tmp_path / FILE, problem)
 
 
 def test_a_width_without_whole_heads_is_one_line(tmp_path):

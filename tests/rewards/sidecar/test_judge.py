@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ar3d_jax.config import RewardsConfig
 from ar3d_jax.errors import UserError
@@ -93,6 +94,11 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
         judge.Judge.load(path)
     path.write_bytes(embedded.WEIGHTS.read_bytes())
     with pytest.raises(UserError, match=r"does not fit .*rebuild it with"):
+        judge.Judge.load(path)
+    tensors = load_file(judge.WEIGHTS)
+    tensors["text.table.weight"][:] = 0
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"text\.table\.weight that is all zeros; reb"):
         judge.Judge.load(path)
 
 

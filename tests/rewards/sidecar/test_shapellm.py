@@ -335,12 +335,16 @@ def test_questions_are_in_the_file():
     assert all("{part}" in text for text in questions.values())
 
 
+SCALED = json.dumps(shapellm_model._STATED | {"rope_scaling": {"type": "linear"}})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("config.json", "{", "config.json cannot be read"),
         ("config.json", "[]", "config.json is no JSON object"),
         ("config.json", '{"model_type": "llama"}', "states model_type 'llama', not"),
+        ("config.json", SCALED, "states rope_scaling {'type': 'linear'}, not None"),
         ("tokenizer.model", "no model", "tokenizer.model cannot be read"),
         ("tokenizer.json", "{}", "tokenizer.json cannot be read"),
         ("pytorch_model.bin.index.json", "{}", "names no files beside it"),
@@ -394,6 +398,39 @@ def test_all_tensors_that_do_not_fit_are_said_at_once(tmp_path, change, message)
         shapellm.load(settings((tmp_path / "llm", tmp_path)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_cannot_be_right_are_one_line(tmp_path):
+    tensors = published.folder(tmp_path / "llm")
+    published.encoder(tmp_path / recon.PUBLISHED)
+    name = "model.layers.0.self_attn.v_proj.weight"
+    for value, problem in (
+        (0.0, "that is all zeros"),
+        (torch.nan, "with numbers that"),
+    ):
+        changed = tensors | {name: torch.full_like(tensors[name], value)}
+        published.write_shards(tmp_path / "llm", changed)
+        with pytest.raises(UserError, match=f"has a tensor {name} {problem}"):
+            shapellm.load(settings((tmp_path / "llm", tmp_path)))
+
+
+def test_the_index_decides_which_copy_counts(tmp_path, places):
+    published.folder(tmp_path / "llm")
+    place = tmp_path / "llm" / "pytorch_model.bin.index.json"
+    placed = json.loads(place.read_text())["weight_map"]
+    first, last = min(placed.values()), max(placed.values())
+    read = shapellm_model._read_tensors(tmp_path / "llm")
+    wanted = {name: tensor.clone() for name, tensor in read.items()}  # files change
+    for file, other in ((first, last), (last, first)):  # whichever is read later
+        name = next(name for name, where in placed.items() if where == other)
+        tensors = torch.load(tmp_path / "llm" / file, weights_only=True)
+        torch.save(tensors | {name: wanted[name] + 1}, tmp_path / "llm" / file)
+    found = shapellm_model._read_tensors(tmp_path / "llm")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    place.write_text(json.dumps({"weight_map": placed | {"more": first}}))
+    with pytest.raises(UserError, match=r"has no more, which .* places there"):
+        shapellm_model._read_tensors(tmp_path / "llm")
 
 
 def test_a_projector_for_another_encoder_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from ar3d_jax.errors import UserError
+from ar3d_jax.rewards.sidecar import wrong_tensors
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a published folder
 _NAMED = 3  # of the tensors that do not fit, so many of each kind are named
@@ -55,6 +56,19 @@ def first_line(error: Exception) -> str:
     """What an exception says, in one line that is not too long."""
     said = (str(error).strip().splitlines() or [""])[0][:160]
     return f"{type(error).__name__}: {said}"
+
+
+def refuse_damage(
+    tensors: Iterable[tuple[str, Tensor]], path: Path, field: str, expected: str
+) -> None:
+    """Refuses tensors, by name, as `wrong_tensors.problem_of` says it.
+
+    Raises:
+        UserError: one cannot be right.
+    """
+    for name, tensor in tensors:
+        if problem := wrong_tensors.problem_of(name, tensor):
+            refuse(field, path, problem, expected)
 
 
 def read_tensors(
@@ -134,7 +148,7 @@ def build(
     """The transformers class `model` with these tensors, in float32, ready to use.
 
     Raises:
-        UserError: a tensor is missing or has another shape.
+        UserError: a tensor is missing, has another shape or cannot be right.
     """
     transformers.logging.set_verbosity_error()  # what it would report, we raise
     transformers.logging.disable_progress_bar()
@@ -152,6 +166,7 @@ def build(
     problem = misfits(sorted(found["missing_keys"]), shapes)
     if problem:
         refuse(field, path, problem, expected)
+    refuse_damage(built.named_parameters(), path, field, expected)
     return built.eval()
 
 
@@ -165,10 +180,12 @@ def fill(
     """Copies the tensors that a module of ours has names for.
 
     Raises:
-        UserError: a tensor is missing or has another shape.
+        UserError: a tensor is missing, has another shape or cannot be right.
     """
     wanted = numbers_of(module)
     compare(wanted, tensors, path, field, expected)
+    used = ((name, tensors[name]) for name in wanted)
+    refuse_damage(used, path, field, expected)
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
 
 

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ar3d_jax.config import RewardsConfig
 from ar3d_jax.errors import UserError
-from ar3d_jax.rewards.sidecar import devices
+from ar3d_jax.rewards.sidecar import devices, wrong_tensors
 from ar3d_jax.rewards.sidecar.scorers import (
     About,
     Subject,
@@ -284,6 +284,8 @@ def _tensor(
         raise UserError(
             f"scorers: {path} has {name} of shape {found}, expected {shape}; {REBUILD}"
         )
+    if problem := wrong_tensors.problem_of(name, tensors[name]):
+        raise UserError(f"scorers: {path} {problem}; {REBUILD}")
     return tensors[name].float()
 
 

@@ -50,6 +50,10 @@ _STATED = {  # by every config.json that this file can read
     **{"mm_use_pt_start_end": False, "mm_use_pt_patch_token": False},
     **{"with_color": True, "with_ape": True, "with_local": True, "with_global": True},
 }
+_PLAIN = {  # what this file computes; a config.json may leave them out
+    **{"rope_theta": 10000.0, "rope_scaling": None, "quantization_config": None},
+    **{"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,8 +258,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(folder: Path) -> transformers.LlamaConfig:
     path = folder / "config.json"
     stated = _read_json(path)
-    for name, value in _STATED.items():
-        if stated.get(name) != value:
+    for name, value in (_STATED | _PLAIN).items():
+        found = stated.get(name)
+        if found != value and not (name in _PLAIN and found is None):
             problem = f"states {name} {stated.get(name)!r}, not {value!r}"
             files.refuse(FIELD, path, problem, EXPECTED)
     sizes: dict[str, Any] = {name: stated[name] for name in _SIZES if name in stated}
@@ -277,8 +282,14 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if not plain or not names:
         files.refuse(FIELD, folder / INDEX, "names no files beside it", EXPECTED)
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(names.values())):
-        tensors |= files.read_tensors(folder / name, FIELD, EXPECTED, mmap=True)
+    for file in sorted(set(names.values())):
+        there = files.read_tensors(folder / file, FIELD, EXPECTED, mmap=True)
+        missing = [n for n, where in names.items() if where == file and n not in there]
+        if missing:
+            problem = f"has no {missing[0]}, which {INDEX} places there"
+            files.refuse(FIELD, folder / file, problem, EXPECTED)
+        # Of a tensor that is in several files the index says which counts.
+        tensors |= {n: t for n, t in there.items() if names.get(n, file) == file}
     return tensors
 
 

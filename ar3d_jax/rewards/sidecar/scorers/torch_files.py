@@ -34,7 +34,7 @@ def fill(
         refuse: `field`, `path` and `expected` of `files.refuse`.
 
     Raises:
-        UserError: tensors are missing, unexpected or of another shape.
+        UserError: tensors are missing, unexpected, of another shape or cannot be right.
     """
     wanted = files.numbers_of(module)
     extra = [
@@ -50,5 +50,7 @@ def fill(
         else torch.zeros_like(tensor, device=place)
         for name, tensor in module.state_dict().items()
     }
+    used = ((name, state[name]) for name in wanted)  # as they are on their device
+    files.refuse_damage(used, path, field, expected)
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()

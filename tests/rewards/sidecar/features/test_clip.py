@@ -143,6 +143,21 @@ def test_a_tensor_of_another_shape_or_none_is_named(tmp_path):
         load(tmp_path)
 
 
+def test_a_tensor_that_cannot_be_right_is_named(tmp_path):
+    published.clip(tmp_path, kind="bin")
+    path = tmp_path / "pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    name = "text_model.encoder.layers.1.mlp.fc1.weight"
+    for value, problem in (
+        (0.0, "that is all zeros"),
+        (torch.inf, "with numbers that"),
+    ):
+        torch.save(state | {name: torch.full_like(state[name], value)}, path)
+        with pytest.raises(UserError, match=f"has a tensor {name} {problem}") as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 def test_what_are_no_named_tensors_is_refused(tmp_path):
     published.clip(tmp_path, kind="bin")
     path = tmp_path / "pytorch_model.bin"

@@ -93,6 +93,11 @@ def test_what_is_wrong_with_a_file_is_one_line(file, tmp_path):
             {name: torch.zeros(192, 2048, 1, 3)},
             rf"has {name} of shape \(192, 2048, 1, 3",
         ),
+        ({name: state[name] * 0}, f"has a tensor {name} that is all zeros"),
+        (
+            {name: state[name] / 0},
+            f"has a tensor {name} with numbers that are not finite",
+        ),
         (
             {"Mixed_7c.branch_pool.bn.bias": None},
             r"lacks Mixed_7c\.branch_pool\.bn\.bi",
