@@ -430,6 +430,40 @@ def test_the_rate_rises_to_lr_and_moments_are_float32():
     }
 
 
+def adamw_by_hand(parameter, gradients, cfg):
+    """The parameter after each step: clipping by the norm, warm-up, AdamW."""
+    first, second = np.zeros_like(parameter), np.zeros_like(parameter)
+    found = []
+    for t, gradient in enumerate(gradients, 1):
+        g = gradient * min(1.0, cfg.grad_clip / np.linalg.norm(gradient))
+        first = cfg.b1 * first + (1 - cfg.b1) * g
+        second = cfg.b2 * second + (1 - cfg.b2) * g**2
+        mean, square = first / (1 - cfg.b1**t), second / (1 - cfg.b2**t)
+        move = mean / (np.sqrt(square) + cfg.eps) + cfg.weight_decay * parameter
+        parameter = parameter - cfg.lr * min(1.0, t / cfg.warmup_steps) * move
+        found.append(parameter)
+    return found
+
+
+def test_several_steps_of_the_optimiser_by_hand():
+    """Gradients of unlike sizes, so that the clip and each of AdamW's numbers shows."""
+    cfg = OptimConfig(
+        lr=0.1, warmup_steps=3, b1=0.6, b2=0.7, eps=0.05, weight_decay=0.3,
+        grad_clip=2.0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5, 3)) * [[40], [0.1], [1], [5], [0.3]]
+    parameter = np.array([1.0, -2.0, 0.5])
+    expected = adamw_by_hand(parameter, gradients, cfg)
+    steps = optimiser(cfg)
+    p = jnp.asarray(parameter, jnp.float32)
+    state = steps.init(p)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        updates, state = steps.update(jnp.asarray(gradient, jnp.float32), state, p)
+        p = optax.apply_updates(p, updates)
+        np.testing.assert_allclose(p, wanted, rtol=1e-5)
+
+
 def test_a_bfloat16_policy_moves_by_less_than_its_own_precision():
     """The paper's rate: 1e-6 is far below bfloat16's spacing, and must add up."""
     policy = make_policy(dtype="bfloat16")

@@ -112,6 +112,42 @@ def test_what_table_1_alone_rewards(scorer):
     )
 
 
+def unlike_views():
+    """Bars of growing width and darkness: no two views look alike."""
+    views = np.full((4, 112, 112, 3), 255, np.uint8)
+    for index, view in enumerate(views):
+        view[20:90, 20 : 35 + 20 * index] = 200 - 60 * index
+    return views
+
+
+def test_which_view_counts_is_the_roles(scorer):
+    """The best one's number for three roles; means and worst ones for the others."""
+    views, (_, points) = unlike_views(), things()
+    with torch.inference_mode():
+        vectors, judged = scorer.view(networks.grey_pictures(views))
+        cosines = (vectors @ scorer.text(["a lamp"])[0]).numpy()
+        slope, offset = scorer.facts.match
+        margins = scorer.margins("a lamp", vectors)
+        match = torch.sigmoid(slope * margins + offset).numpy()
+        coherence, style = torch.sigmoid(judged).T.numpy()
+    parts_score = scorer.score_object("a lamp", views, points, ("parts",))["parts"][0]
+    worst = coherence.min() + style.min()
+    expected = {
+        "preference": cosines.max(),
+        "alignment": 1 + 4 * match.max(),
+        # Of the sum: the view that matches best need not be the most coherent one.
+        "quality": (3 + 4 * (match + coherence + style)).max(),
+        "consistency": match.mean() + worst,
+        "align_lmm": 1 + 4 * match.mean(),
+        "consistency_shape": worst + parts_score / 2,
+    }
+    for numbers in (cosines, match, coherence, style):  # else any view would do
+        assert np.ptp(numbers) > 1e-3
+    found = scorer.score_object("a lamp", views, points, tuple(expected))
+    for role, value in expected.items():
+        assert found[role] == (pytest.approx(float(value), abs=1e-5), None), role
+
+
 def test_an_empty_object_is_scored(scorer):
     views = np.full((6, 224, 224, 3), 255, np.uint8)
     scores = scorer.score_object("a lamp", views, np.zeros((0, 3), np.float32), ROLES)
