@@ -128,6 +128,19 @@ def test_normalised_scores_weigh_the_same_whatever_their_range():
     assert not low.any()
 
 
+def test_normalised_scores_have_no_divisors_in_either_step():
+    """Equations 7 to 9 of deviations: each is -1 or +1 here, times its weight."""
+    pair = np.array([1.0, 3.0])
+    weights = {
+        "coarse": {"preference": 1.0, "consistency_shape": 2.0},
+        "refined": {"quality": 1.0, "consistency": 1.0, "parts": 4.0},
+    }
+    scores = dict.fromkeys(weights["coarse"] | weights["refined"], pair)
+    high, low = total_rewards(scores, scores, weights, 0.5, normalise=2)
+    np.testing.assert_allclose(low, [-6, 6], rtol=1e-3)
+    np.testing.assert_allclose(high, [-6, 6], rtol=1e-3)  # 3 + 0.5 * 6
+
+
 def test_normalising_is_by_hand():
     found = normalised({"parts": np.array([1.0, 3.0, np.nan, 5.0])}, 4, eps=0.0)
     wanted = np.array([-2.0, 0.0, np.nan, 2.0]) / np.sqrt(8 / 3)
