@@ -659,7 +659,8 @@ def test_the_loss_is_that_of_the_config(std, aggregation):
         mask = sampled.reshape(B, G, -1) & plain.used(rewards)[..., None]
         weights = plain.weights(mask, aggregation).sum(axis=2)
         expected = -(weights * plain.advantages(rewards, std)).sum()
-        assert abs(expected) > 1e-3  # plans differ in length
+        # Plans differ in length; where all rollouts weigh the same, that is no matter.
+        assert (abs(expected) > 1e-3) == (aggregation != "sequence")
         assert float(metrics[f"loss/{name}"]) == pytest.approx(expected, abs=1e-5)
 
 
