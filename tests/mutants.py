@@ -252,7 +252,7 @@ def judge(mutant: Mutant, root: Path, limit: float) -> Result:
         return result(LATE, said)
     if status == 0:
         return result(SURVIVED, "")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", said, re.M)
     if status == 1 and failed:
         return result(KILLED, failed[1])
     last = said.strip().splitlines()[-1:] or [""]

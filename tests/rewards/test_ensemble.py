@@ -59,6 +59,14 @@ def test_a_batch_with_weights_and_lambda():
     np.testing.assert_allclose(high, [4.5 + 3.25, 3.0 + 1.875])
 
 
+def test_what_table_1_rewards_by_hand():
+    """An alignment of 1 to 5 as it is, an outline of 0 to 3 divided by its 3."""
+    scores = {"align_lmm": np.array([4.0, 2.0]), "consistency_shape": np.array([3, 1])}
+    weights = {"coarse": {"align_lmm": 1.0, "consistency_shape": 2.0}, "refined": {}}
+    high, _ = total_rewards(scores, {}, weights, 1.0)
+    np.testing.assert_allclose(high, [4 + 2.0, 2 + 2 / 3])
+
+
 def test_missing_scores_spread_only_where_they_enter():
     ones = np.ones(3, np.float32)
     coarse = dict.fromkeys(COARSE_ROLES, ones)
