@@ -189,13 +189,13 @@ def test_a_missing_score_is_counted_and_takes_its_rewards_along(make):
     missing = {("coarse", 1), ("refined", 2)}
 
     def value(step, number):
-        return NAN if (step, number) in missing else number + 0.0
+        return NAN if (step, number) in missing else number + 1.0
 
     collector, _ = make(value, dynamic_sampling="off")
     batch = batch_of(collector)
     assert batch.missing == {"coarse/preference": 1, "refined/preference": 1}
-    np.testing.assert_array_equal(batch.rewards["refined"], [[0, 1], [NAN, 3]])
-    np.testing.assert_array_equal(batch.rewards["coarse"], [[0, NAN], [NAN, 6]])
+    np.testing.assert_array_equal(batch.rewards["refined"], [[1, 2], [NAN, 4]])
+    np.testing.assert_array_equal(batch.rewards["coarse"], [[2, NAN], [NAN, 8]])
 
 
 def test_lambda_is_that_of_the_step(make):
