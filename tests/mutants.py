@@ -180,6 +180,23 @@ def copy_tree(target: Path) -> None:
             shutil.copyfile(ROOT / name, target / name)
 
 
+class CompiledOnce:
+    """A plugin of pytest's: entries share the programs that they leave as they are.
+
+    The key of JAX's cache is the program, so a changed one is compiled anew.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Beside the copy, so that no test sees the programs."""
+        self._folder = root.with_name(f"{root.name}_compiled")
+
+    def pytest_sessionstart(self) -> None:
+        """After tests/conftest.py, which wants no cache."""
+        jax = importlib.import_module("jax")
+        jax.config.update("jax_compilation_cache_dir", str(self._folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
 def run_tests(root: Path, tests: Sequence[str], limit: float) -> tuple[int | None, str]:
     """pytest's status, None where time ran out, and what it said.
 
@@ -222,7 +239,8 @@ def _be_pytest(root: Path, tests: Sequence[str], output: int) -> NoReturn:
         for name in [n for n in sys.modules if n.partition(".")[0] == "tests"]:
             del sys.modules[name]
         options = ["-x", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
-        status = int(importlib.import_module("pytest").main([*tests, *options]))
+        pytest = importlib.import_module("pytest")
+        status = int(pytest.main([*tests, *options], plugins=[CompiledOnce(root)]))
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -339,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tqdm.monitor_interval = 0  # no thread of its own
     results = []
     with tempfile.TemporaryDirectory(prefix="ar3d_mutants_") as folder:
-        root = Path(folder)
+        root = Path(folder) / "tree"
         copy_tree(root)
         known = known_results(options.results)
         open_ones = [m for m in mutants if digest(m, root) not in known]
