@@ -25,6 +25,7 @@ from ar3d_jax.config import (
 )
 from ar3d_jax.config_rewards import JUDGES, HpsConfig
 from ar3d_jax.errors import Diverged, UserError
+from ar3d_jax.higrpo import update
 from ar3d_jax.metrics import RunLog
 from ar3d_jax.policy.sequence import Segment, join
 from ar3d_jax.rewards.client import Scoring
@@ -229,6 +230,14 @@ def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
     changes = VARIANTS[name] | {"checkpoint_every": 15, "prompts_per_step": 2}
     changes |= {"log": LogConfig(samples_every=100)}
 
+    orders = []  # one key per step, for the parts of its batch
+
+    def minibatches(objective, prompts, key):
+        orders.append(tuple(jax.random.key_data(key).tolist()))
+        return update.minibatches(objective, prompts, key)
+
+    monkeypatch.setattr(train, "minibatches", minibatches)
+
     def numbers(lines):
         unlike = ("time/", "tokens_per_s/", "compilations")
         return [
@@ -240,6 +249,8 @@ def test_a_resumed_run_of_any_algorithm_is_exact(run, name, monkeypatch):
     run("cut", steps=15, **changes)
     resumed = run("cut", steps=18, **changes)
     assert numbers(resumed) == numbers(whole)
+    assert len(set(orders[:18])) == 18
+    assert orders[18:] == orders[:18]
     last = whole[-1]
     if name == "grpo":
         assert sum(line["groups_resampled"] for line in whole) > 0

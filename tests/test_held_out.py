@@ -154,6 +154,22 @@ def test_the_best_is_kept_and_found(run):
     np.testing.assert_allclose(found, run.models.policy.embed + 2, rtol=1e-6)
 
 
+def test_the_best_is_that_of_the_refined_step(run):
+    """The coarse shapes of another step are better; nobody gets to see these."""
+    coarse, refined = {0: 9.0, 2: 5.0, 4: 8.0}, {0: 5.0, 2: 9.0, 4: 7.0}
+    with run.open(steps=100) as evaluation:
+        for step in coarse:
+            run.scores = lambda name, *_, step=step: (
+                coarse[step] if name == "coarse" else refined[step]
+            )
+            evaluation.after(step, run.models.policy)
+    assert best(run.folder) == [2]
+    with Checkpoints(run.folder / "best", keep=1, settings={}) as checkpoints:
+        restored = checkpoints.restore_latest({"policy": run.models.policy})
+    assert restored is not None
+    assert restored[2] == {"score": 9.0}
+
+
 def test_a_run_that_goes_on_keeps_what_was_before_and_nothing_after(run):
     judged(run, 0, {0: 5.0, 2: 9.0, 4: 7.0})
     judged(run, 4, {6: 8.0})  # not better than that of step 2

@@ -132,6 +132,14 @@ def test_the_error_of_a_mean_is_its_spread(objects):
     )
 
 
+def test_the_error_of_a_mean_is_the_standard_error():
+    """Of four numbers: the sample deviation over the root of four, as a bootstrap."""
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    found = uncertainty.over_objects(values, resamples=20_000, seed=0)
+    assert (found.mean, found.n) == (4, 4)
+    assert found.error == pytest.approx(values.std(ddof=1) / 2, rel=0.02)
+
+
 def test_the_error_of_a_paired_difference_is_its_spread():
     random = np.random.default_rng(0)
     found, apart = [], []

@@ -59,6 +59,14 @@ def test_a_group_that_teaches_nothing_gets_0(rewards):
     assert advantages(rewards)[1, 2] > 1
 
 
+def test_equal_rewards_give_0_whatever_their_mean_rounds_to():
+    """Three times 0.9 over 3 is not 0.9 in float32, and off by 1e-7 is not 0."""
+    rewards = np.repeat(np.array([[0.9], [1.7], [2.9], [3.4]], np.float32), 3, axis=1)
+    spread = group_spread(rewards, np.ones(rewards.shape, bool))
+    assert 0 < float(spread) < 1e-6
+    np.testing.assert_array_equal(advantages(rewards), 0)
+
+
 def test_spread_is_the_mean_deviation_of_scored_groups():
     rewards = np.asarray([[0, 2], [7, 1], [NAN, NAN], [4, NAN]], np.float32)
     spread = group_spread(rewards, np.ones((4, 2), bool))

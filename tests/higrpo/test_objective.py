@@ -20,6 +20,7 @@ from ar3d_jax.higrpo.objective import (
     token_weights,
     weighted_loss,
 )
+from tests.higrpo import plain
 
 PAPER = {
     "clip_low": 0.2,
@@ -325,6 +326,45 @@ def test_the_sum_of_the_steps():
     assert float(metrics["ratio_max"]) == pytest.approx(
         max(float(m["ratio_max"]) for _, m in single.values())
     )
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_every_option_of_the_config_reaches_the_loss(importance):
+    """Against the plain program, with numbers under which each option matters."""
+    cfg = ObjectiveConfig(
+        importance=importance,
+        clip_low=0.1,
+        clip_high=0.9,
+        kl_coef=0.3,
+        dual_clip=1.2,
+        correct_mismatch=1.1,
+    )
+    low, high = cfg.clip_bounds
+    assert low != high
+    expected = 0.0
+    logp, logp_ref, steps = {}, {}, {}
+    for seed, name in enumerate(("coarse", "refined")):
+        batch = random_batch(seed, shape=(3, 4, 5 + seed), spread=0.8)
+        logp[name], old, logp_ref[name], advantages, mask = batch
+        noise = np.random.default_rng(seed).normal(0, 0.5, old.shape)
+        sampler = old + jnp.asarray(noise, jnp.float32)
+        weights = token_weights(mask, "token")
+        steps[name] = StepTokens(old, advantages, weights, sampler)
+        arrays = (logp[name], old, logp_ref[name], advantages)
+        expected += plain.loss_and_gradient(
+            *(np.asarray(x, np.float64) for x in arrays),
+            np.asarray(mask),
+            aggregation="token",
+            importance=importance,
+            clip_low=low,
+            clip_high=high,
+            kl_coef=0.3,
+            dual_clip=1.2,
+            correct_mismatch=1.1,
+            sampler=np.asarray(sampler, np.float64),
+        )[0]
+    loss, _ = higrpo_loss(logp, logp_ref, steps, cfg)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_sharded_over_prompts(mesh):

@@ -33,12 +33,23 @@ def test_a_group_needs_spread_in_one_of_its_steps():
     assert kept == [False, True, True, False, False, False]
 
 
+def test_equal_rewards_are_no_spread_whatever_they_round_to():
+    """0.1 three times is not three times its mean: off by a rounding."""
+    rewards = {"shape": [[0.1] * 3, [0.1, 0.1, 0.2]]}
+    assert np.std(rewards["shape"][0]) > 0
+    assert choose(rewards, dynamic_sampling="no_spread") == [False, True]
+
+
 def test_the_least_spread_is_a_deviation():
-    rewards = {"shape": [[0, 1], [0, 2]]}  # 0.5 and 1
-    assert choose(rewards, dynamic_sampling="no_spread", min_spread=0.6) == [
-        False,
-        True,
-    ]
+    """Not a variance, which is 0.16 and 0.81 here, and not by 1/(G-1)."""
+    rewards = {"shape": [[0, 0.8], [0, 1.8]]}  # 0.4 and 0.9
+    for least, kept in (
+        (0.3, [True, True]),
+        (0.5, [False, True]),
+        (0.85, [False, True]),
+    ):
+        found = choose(rewards, dynamic_sampling="no_spread", min_spread=least)
+        assert found == kept
 
 
 def test_medium_keeps_what_lies_between_quantiles_of_recent_groups():
@@ -50,6 +61,16 @@ def test_medium_keeps_what_lies_between_quantiles_of_recent_groups():
     assert len(selection.get_state()) == 100
     kept = chosen(selection, groups)
     assert np.flatnonzero(~kept).tolist() == [*range(10), *range(90, 100)]
+
+
+def test_a_band_begins_with_enough_groups():
+    """One group short of enough, a far too easy group is still kept."""
+    selection = Selection(ObjectiveConfig(dynamic_sampling="medium"))
+    usual, easy = np.array([[1.0, 2.0]]), np.array([[90.0, 91.0]])
+    selection.set_state(np.random.default_rng(0).normal(size=LEAST_BAND - 1).tolist())
+    assert chosen(selection, easy).all()
+    assert not chosen(selection, easy + 10).any()
+    assert not chosen(selection, usual - 50).any()
 
 
 def test_a_group_of_unknown_complexity_is_kept():
@@ -73,6 +94,19 @@ def test_the_state_goes_on_elsewhere():
     after.set_state(before.get_state())
     for batch in batches[5:]:
         np.testing.assert_array_equal(chosen(whole, batch), chosen(after, batch))
+
+
+def test_a_state_that_is_set_is_all_that_counts():
+    selection = Selection(ObjectiveConfig(dynamic_sampling="medium"))
+    chosen(selection, np.random.default_rng(0).normal(size=(12, 4)))
+    selection.set_state([1.0, 2.0])
+    assert selection.get_state() == [1.0, 2.0]
+
+
+def test_a_missing_reward_is_out_of_its_groups_mean():
+    selection = Selection(ObjectiveConfig(dynamic_sampling="medium"))
+    chosen(selection, np.array([[1.0, 3.0, NAN], [NAN] * 3, [4.0, NAN, NAN]]))
+    assert selection.get_state() == [2.0, 4.0]
 
 
 def test_a_band_of_too_few_groups_is_refused():

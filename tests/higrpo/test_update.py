@@ -34,6 +34,7 @@ from ar3d_jax.policy.sequence import Layout, Sequence, sequence_logp
 from ar3d_jax.policy.vocab import Vocab
 from ar3d_jax.rollout.two_step import rollout_coarse, rollout_refined
 from ar3d_jax.sharding import make_mesh
+from tests.higrpo import plain
 from tests.policy import small_policy
 
 B, G = 4, 2
@@ -430,6 +431,40 @@ def test_the_rate_rises_to_lr_and_moments_are_float32():
     }
 
 
+def adamw_by_hand(parameter, gradients, cfg):
+    """The parameter after each step: clipping by the norm, warm-up, AdamW."""
+    first, second = np.zeros_like(parameter), np.zeros_like(parameter)
+    found = []
+    for t, gradient in enumerate(gradients, 1):
+        g = gradient * min(1.0, cfg.grad_clip / np.linalg.norm(gradient))
+        first = cfg.b1 * first + (1 - cfg.b1) * g
+        second = cfg.b2 * second + (1 - cfg.b2) * g**2
+        mean, square = first / (1 - cfg.b1**t), second / (1 - cfg.b2**t)
+        move = mean / (np.sqrt(square) + cfg.eps) + cfg.weight_decay * parameter
+        parameter = parameter - cfg.lr * min(1.0, t / cfg.warmup_steps) * move
+        found.append(parameter)
+    return found
+
+
+def test_several_steps_of_the_optimiser_by_hand():
+    """Gradients of unlike sizes, so that the clip and each of AdamW's numbers shows."""
+    cfg = OptimConfig(
+        lr=0.1, warmup_steps=3, b1=0.6, b2=0.7, eps=0.05, weight_decay=0.3,
+        grad_clip=2.0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5, 3)) * [[40], [0.1], [1], [5], [0.3]]
+    parameter = np.array([1.0, -2.0, 0.5])
+    expected = adamw_by_hand(parameter, gradients, cfg)
+    steps = optimiser(cfg)
+    p = jnp.asarray(parameter, jnp.float32)
+    state = steps.init(p)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        updates, state = steps.update(jnp.asarray(gradient, jnp.float32), state, p)
+        p = optax.apply_updates(p, updates)
+        np.testing.assert_allclose(p, wanted, rtol=1e-5)
+
+
 def test_a_bfloat16_policy_moves_by_less_than_its_own_precision():
     """The paper's rate: 1e-6 is far below bfloat16's spacing, and must add up."""
     policy = make_policy(dtype="bfloat16")
@@ -606,21 +641,58 @@ def test_without_a_reference_the_policy_is_not_kept_twice():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(policy))
 
 
-@pytest.mark.parametrize("std", ["group", "batch", "none"])
-def test_the_advantages_are_those_of_the_config(std):
-    """With one token per step and no clipping, the gradient is the advantages' sum."""
+@pytest.mark.parametrize(
+    ("std", "aggregation"),
+    [("group", "token"), ("batch", "token_batch"), ("none", "sequence")],
+)
+def test_the_loss_is_that_of_the_config(std, aggregation):
+    """On-policy and without KL it is the weighted sum of the advantages alone."""
     policy = make_policy()
     rollouts = make_rollouts(policy)
-    objective = dataclasses.replace(OBJECTIVE, advantage_std=std, kl_coef=0.0)
+    objective = dataclasses.replace(
+        OBJECTIVE, advantage_std=std, aggregation=aggregation, kl_coef=0.0
+    )
     _, metrics = run(policy, rollouts, objective=objective)
-    valid = np.ones((B, G), bool)
-    expected = 0.0
     for name, sequences in rollouts.sequences.items():
         rewards = REWARDS[name]
-        advantages = np.asarray(group_advantages(rewards, valid, std=std))
         sampled = np.concatenate([np.asarray(s.sampled) for s in sequences], axis=1)
-        tokens = sampled.sum(axis=1).reshape(B, G)
-        used = rewards.max(axis=1) > rewards.min(axis=1)
-        per_group = (tokens * advantages).sum(axis=1) / tokens.sum(axis=1)
-        expected -= (per_group * used).sum() / B
-    assert float(metrics["loss"]) == pytest.approx(expected, abs=1e-5)
+        mask = sampled.reshape(B, G, -1) & plain.used(rewards)[..., None]
+        weights = plain.weights(mask, aggregation).sum(axis=2)
+        expected = -(weights * plain.advantages(rewards, std)).sum()
+        # Plans differ in length; where all rollouts weigh the same, that is no matter.
+        assert (abs(expected) > 1e-3) == (aggregation != "sequence")
+        assert float(metrics[f"loss/{name}"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_reference_of_lora_is_what_was_frozen():
+    """After the first update the policy is no longer there, and the KL shows it."""
+    optim = dataclasses.replace(OPTIM, lr=0.1, warmup_steps=0)
+    config = LoraConfig(rank=2, targets=("qkv", "down"))
+    key = jax.random.key(1)
+    state = init_state(make_policy(), optim=optim, lora_config=config, key=key)
+    rollouts = make_rollouts(state.policy)
+    found = []
+    for _ in range(2):
+        state, metrics = update_step(
+            state, None, rollouts, vocab=VOCAB, objective=OBJECTIVE, optim=optim
+        )
+        found.append(float(metrics["kl"]))
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[1] > 1e-3
+
+
+def test_passes_over_a_batch_have_orders_of_their_own():
+    """Each pass has every prompt once, in an order that its number and the key give."""
+    objective = ObjectiveConfig(updates_per_rollout=4, minibatches=2)
+    orders = []
+    for seed in (0, 0, 1):
+        parts = [
+            np.asarray(x) for x in minibatches(objective, 16, jax.random.key(seed))
+        ]
+        assert [len(part) for part in parts] == [8] * 4
+        orders += [tuple(np.concatenate(parts[:2])), tuple(np.concatenate(parts[2:]))]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert orders[:2] == orders[2:4]  # of the same key
+    assert len({*orders, tuple(range(16))}) == 5
+    whole = ObjectiveConfig(updates_per_rollout=3)
+    assert minibatches(whole, 16, jax.random.key(0)) == [None] * 3

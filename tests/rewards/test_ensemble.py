@@ -59,6 +59,14 @@ def test_a_batch_with_weights_and_lambda():
     np.testing.assert_allclose(high, [4.5 + 3.25, 3.0 + 1.875])
 
 
+def test_what_table_1_rewards_by_hand():
+    """An alignment of 1 to 5 as it is, an outline of 0 to 3 divided by its 3."""
+    scores = {"align_lmm": np.array([4.0, 2.0]), "consistency_shape": np.array([3, 1])}
+    weights = {"coarse": {"align_lmm": 1.0, "consistency_shape": 2.0}, "refined": {}}
+    high, _ = total_rewards(scores, {}, weights, 1.0)
+    np.testing.assert_allclose(high, [4 + 2.0, 2 + 2 / 3])
+
+
 def test_missing_scores_spread_only_where_they_enter():
     ones = np.ones(3, np.float32)
     coarse = dict.fromkeys(COARSE_ROLES, ones)
@@ -126,6 +134,19 @@ def test_normalised_scores_weigh_the_same_whatever_their_range():
     assert high[4] == 0.0  # no spread, and one of two missing
     assert np.isnan(high[5])
     assert not low.any()
+
+
+def test_normalised_scores_have_no_divisors_in_either_step():
+    """Equations 7 to 9 of deviations: each is -1 or +1 here, times its weight."""
+    pair = np.array([1.0, 3.0])
+    weights = {
+        "coarse": {"preference": 1.0, "consistency_shape": 2.0},
+        "refined": {"quality": 1.0, "consistency": 1.0, "parts": 4.0},
+    }
+    scores = dict.fromkeys(weights["coarse"] | weights["refined"], pair)
+    high, low = total_rewards(scores, scores, weights, 0.5, normalise=2)
+    np.testing.assert_allclose(low, [-6, 6], rtol=1e-3)
+    np.testing.assert_allclose(high, [-6, 6], rtol=1e-3)  # 3 + 0.5 * 6
 
 
 def test_normalising_is_by_hand():

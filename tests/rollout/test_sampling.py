@@ -90,6 +90,16 @@ def test_impossible_tokens_are_never_drawn(number, values, places):
         assert np.isfinite(logp[0])
 
 
+def test_the_largest_number_draws_a_possible_token():
+    """Sums of a block, rounded in two ways, may end below the number: stay inside."""
+    rng = np.random.default_rng(0)
+    logits = np.full((2000, 384), IMPOSSIBLE, np.float32)
+    logits[:, :128] = rng.normal(size=(2000, 128))
+    index, logp = DRAW(jnp.asarray(logits), jnp.full(2000, 1 - 2**-23, jnp.float32))
+    assert (np.asarray(index) < 128).all()
+    assert np.isfinite(logp).all()
+
+
 def test_numbers_depend_on_row_and_step_alone(mesh):
     key = jax.random.key(3)
     small, large = uniforms(key, 4, 5), uniforms(key, 8, 9)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,42 @@ from ar3d_jax.rollout.two_step import (
     rollout_refined,
 )
 from ar3d_jax.sharding import make_mesh
-from tests.policy.small_policy import CFG, VOCAB, make_policy, make_prompts
+from tests.policy import small_policy
+from tests.policy.small_policy import CFG, VOCAB, make_prompts
 
 RUN = RolloutConfig(plan_tokens=6)
 GROUP, SHAPE = 2, 9
 LOGP = jax.jit(sequence_logp, static_argnames="vocab")
+
+
+def make_policy(cfg=CFG):
+    """A policy that likes to end its turn: some plans end early, others are cut off.
+
+    With the head's own column the logit of the end of turn is far below the others;
+    turned around, the column makes it one of the largest.
+    """
+    policy = small_policy.make_policy(cfg)
+    head = policy.head.get_value()
+    turned = np.array(head)
+    turned[:, VOCAB.im_end] *= -1.2
+    policy.head = nnx.Param(jax.device_put(turned, head.sharding))
+    return policy
+
+
+def plan_of(sequence):
+    """(tokens, valid, sampled) of the sampled plan, [rows, plan tokens]."""
+    span = slice(*sequence.layout.text)
+    fields = (sequence.tokens, sequence.valid, sequence.sampled)
+    return tuple(np.asarray(field)[:, span] for field in fields)
+
+
+def check_premise(coarse, local):
+    """Of both plans some rows end before the last token, and some are cut off there."""
+    for sequence in (coarse, local):
+        _, valid, sampled = plan_of(sequence)
+        assert 0 < (~valid[:, -1]).sum() < len(valid), "no row, or every row, ends"
+        cut = valid[:, -1] & ~sampled[:, -1]
+        assert cut.any(), "no plan is cut off"
 
 
 def roll_out(policy, prompts, cfg=RUN, *, seed=0, group=GROUP):
@@ -34,13 +66,17 @@ def roll_out(policy, prompts, cfg=RUN, *, seed=0, group=GROUP):
 def rolled():
     with jax.set_mesh(make_mesh()):
         policy, prompts = make_policy(), make_prompts()
-        return policy, prompts, jax.block_until_ready(roll_out(policy, prompts))
+        sequences = jax.block_until_ready(roll_out(policy, prompts))
+    check_premise(*sequences[:2])
+    return policy, prompts, sequences
 
 
 def test_log_probabilities_equal_a_full_forward(mesh):
     """Cached decoding, padding and shared prompts against one pass over each row."""
     policy = make_policy()
-    for sequence in roll_out(policy, make_prompts()):
+    sequences = roll_out(policy, make_prompts())
+    check_premise(*sequences[:2])
+    for sequence in sequences:
         logp, _ = LOGP(policy, sequence, vocab=VOCAB)
         np.testing.assert_allclose(
             np.asarray(sequence.logp), np.asarray(logp), rtol=1e-4, atol=1e-4
@@ -152,6 +188,54 @@ def test_segments_sample_only_what_they_may(rolled):
             words = plan[kept].tolist()
             assert kept.tolist() == sorted(kept.tolist(), reverse=True)
             assert words.index(VOCAB.im_end) == len(words) - 1  # ends, and only there
+
+
+def test_nothing_is_sampled_after_the_end_of_turn(rolled):
+    """What follows is padding: not valid, not sampled, without a log-probability."""
+    *_, (coarse, local, _) = rolled
+    for sequence in (coarse, local):
+        tokens, valid, sampled = plan_of(sequence)
+        logp = np.asarray(sequence.logp)[:, slice(*sequence.layout.text)]
+        for row in range(len(tokens)):
+            ends = np.flatnonzero(tokens[row] == VOCAB.im_end)
+            assert len(ends) == 1
+            after = np.arange(RUN.plan_tokens) > ends[0]
+            np.testing.assert_array_equal(valid[row], ~after)
+            forced = ends[0] == RUN.plan_tokens - 1
+            assert sampled[row].sum() == ends[0] + (not forced)
+            assert not logp[row, after].any()
+            assert (logp[row, sampled[row]] < 0).all()
+
+
+def uniform_policy():
+    """Every logit is 0: what is drawn is the random number, cut into equal parts."""
+    policy = make_policy()
+    head = policy.head.get_value()
+    policy.head = nnx.Param(jax.device_put(np.zeros(head.shape), head.sharding))
+    return policy
+
+
+def test_each_segment_has_random_numbers_of_its_own():
+    """Two segments with one stream would draw the same share of their ids."""
+    coarse, local, refined = roll_out(uniform_policy(), make_prompts())
+    text = np.array([*range(VOCAB.endoftext), VOCAB.im_end])
+    first = slice(RUN.plan_tokens - 1)  # its last token is given
+    shares = {}
+    for name, sequence in (("global", coarse), ("local", local)):
+        tokens, _, sampled = plan_of(sequence)
+        shares[name] = np.where(
+            sampled, np.searchsorted(text, tokens) / len(text), np.nan
+        )[:, first]
+    for name, sequence in (("coarse", coarse), ("refined", refined)):
+        codes = np.asarray(sequence.tokens)[:, slice(*sequence.layout.shape)]
+        shares[name] = ((codes - VOCAB.codes_start) / VOCAB.codes)[:, first]
+    assert all(np.isfinite(share).mean() > 0.5 for share in shares.values())
+    for one, other in itertools.combinations(shares, 2):
+        apart = np.nanmean(np.abs(shares[one] - shares[other]))
+        assert apart > 0.2, (one, other)  # a third, where they are independent
+    for name in ("coarse", "refined"):  # nor do rows or tokens share theirs
+        assert shares[name].std(axis=0).min() > 0.05, name
+        assert shares[name].std(axis=1).min() > 0.05, name
 
 
 def test_a_plan_without_an_end_gets_one_unsampled():

@@ -1,5 +1,6 @@
 """Embedded scorers: classes in prompts, ranges of roles, and the shipped weights."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -111,6 +112,79 @@ def test_what_table_1_alone_rewards(scorer):
     assert found["consistency_shape"] == pytest.approx(
         found["consistency"] - subject + found["parts"] / 2, abs=1e-6
     )
+
+
+def unlike_views():
+    """Bars of growing width and darkness: no two views look alike."""
+    views = np.full((4, 112, 112, 3), 255, np.uint8)
+    for index, view in enumerate(views):
+        view[20:90, 20 : 35 + 20 * index] = 200 - 60 * index
+    return views
+
+
+def test_which_view_counts_is_the_roles(scorer):
+    """The best one's number for three roles; means and worst ones for the others."""
+    views, (_, points) = unlike_views(), things()
+    with torch.inference_mode():
+        vectors, judged = scorer.view(networks.grey_pictures(views))
+        cosines = (vectors @ scorer.text(["a lamp"])[0]).numpy()
+        slope, offset = scorer.facts.match
+        margins = scorer.margins("a lamp", vectors)
+        match = torch.sigmoid(slope * margins + offset).numpy()
+        coherence, style = torch.sigmoid(judged).T.numpy()
+    parts_score = scorer.score_object("a lamp", views, points, ("parts",))["parts"][0]
+    worst = coherence.min() + style.min()
+    expected = {
+        "preference": cosines.max(),
+        "alignment": 1 + 4 * match.max(),
+        # Of the sum: the view that matches best need not be the most coherent one.
+        "quality": (3 + 4 * (match + coherence + style)).max(),
+        "consistency": match.mean() + worst,
+        "align_lmm": 1 + 4 * match.mean(),
+        "consistency_shape": worst + parts_score / 2,
+    }
+    for numbers in (cosines, match, coherence, style):  # else any view would do
+        assert np.ptp(numbers) > 1e-3
+    found = scorer.score_object("a lamp", views, points, tuple(expected))
+    for role, value in expected.items():
+        assert found[role] == (pytest.approx(float(value), abs=1e-5), None), role
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "category"),
+    [
+        ([0.16, *[0.14] * 6], 1.0),  # the most probable, however improbable
+        ([0.21, 0.4, 0.29, 0.1, 0, 0, 0], 1.0),  # the third, and probable enough
+        ([0.19, 0.41, 0.3, 0.1, 0, 0, 0], 0.0),  # the third, too improbable
+        ([0.22, 0.27, 0.26, 0.25, 0, 0, 0], 0.0),  # the fourth
+    ],
+)
+def test_a_class_is_recognised_among_the_three_most_probable(
+    scorer, monkeypatch, probabilities, category
+):
+    """Of six classes and "no object", as the docstring's TOP and SURE have it."""
+    classes = ["lamp", "table", "bed", "chair", "sofa", "box"]
+    facts = dataclasses.replace(scorer.facts, classes=classes)
+    monkeypatch.setattr(scorer, "facts", facts)
+    logits = torch.tensor([probabilities]).clamp(min=1e-9).log()
+    monkeypatch.setattr(scorer, "points", lambda cloud: logits)
+    found = scorer.score_object("a lamp", *things(), ("category",))
+    assert found == {"category": (category, None)}
+
+
+def test_margins_are_against_captions_of_other_classes(scorer):
+    """The bank's table and "no object": a mean of exponentials, not a sum."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3, networks.EMBEDDING)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with torch.inference_mode():
+        own = scorer.text(["a lamp"])[0].numpy()
+        found = scorer.margins("a lamp", torch.from_numpy(vectors)).numpy()
+    assert scorer.facts.bank == ["table", "lamp"]
+    strangers = np.stack([scorer._bank[0].numpy(), scorer._none.numpy()])
+    rivals = np.exp(embedded.SHARPNESS * vectors @ strangers.T).mean(axis=1)
+    expected = embedded.SHARPNESS * vectors @ own - np.log(rivals)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_object_is_scored(scorer):

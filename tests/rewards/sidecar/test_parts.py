@@ -86,6 +86,25 @@ def test_stated_legs_lose_half_for_each_that_differs():
     points = table_points(legs=2)
     assert parts.stated_checks("a table with top and two legs", points) == [1.0]
     assert parts.stated_checks("a table with four legs", points) == [0.25]
+    points = table_points(legs=4)
+    assert parts.stated_checks("a table with three legs", points) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("stranger", "member", "expected"),
+    [(-1.0, 3.0, 0.5), (0.6, 1.4, 0.5), (0.2, 0.5, 1.0), (2.0, 3.0, 0.0)],
+)
+def test_completeness_lies_between_a_stranger_and_a_member(stranger, member, expected):
+    """Of a likeness of 1, that with the closest of three examples: the table itself."""
+    points = table_points()
+    grids = [dust_points(), points, points[: len(points) // 2]]
+    examples = parts.Examples(
+        grids=np.stack([parts.soften(parts.occupancy(grid)) for grid in grids]),
+        rows={"table": [0, 1], "lamp": [2]},
+        limits={"table": {"top": [stranger, member]}, "lamp": {"stem": [0, 1]}},
+    )
+    found = examples.check("table", points)
+    assert found == {"top": pytest.approx(expected, abs=1e-4)}
 
 
 def test_parts_score_by_hand():

@@ -292,11 +292,11 @@ def fixed(answers, lists=None, batch=3):
 
 
 def test_score_by_hand():
-    answers = [[0.3, 0.3], [0.1, 0.3], [0.2, 0.3], [0.4, 0.1]]
+    answers = [[0.3, 0.3], [0.1, 0.3], [0.2, 0.3], [0.1, 0.4]]
     scorer, model = fixed(answers)
-    # Legs: exist at exactly a half, complete 1/4; back: not there, complete 4/5.
+    # Legs: exist at exactly a half, complete 1/4; back: not there, complete 1/5.
     assert number(scorer, subject()) == (
-        pytest.approx((1 + 0.25 + 0 + 0.8) / 2, abs=1e-6),
+        pytest.approx((1 + 0.25 + 0 + 0.2) / 2, abs=1e-6),
         None,
     )
     assert [("leg" in q, "round back" in q, "4" in q) for q in model.asked] == [
@@ -305,6 +305,20 @@ def test_score_by_hand():
         (False, True, False),
         (False, True, False),
     ]
+
+
+def test_a_complete_part_that_is_not_there_has_its_completeness_alone():
+    """Existence is the first answer's, whatever the second says, and the reverse."""
+    absent, whole = [0.2, 0.3], [0.4, 0.1]
+    for pair, expected in (
+        ([absent, whole], 0 + 0.8),
+        ([whole, absent], 1 + 0.4),
+        ([whole, whole], 1 + 0.8),
+        ([absent, absent], 0 + 0.4),
+    ):
+        scorer, _ = fixed(pair)
+        found = number(scorer, subject(prompt="a sofa"))
+        assert found == (pytest.approx(expected, abs=1e-6), None)
 
 
 @pytest.mark.parametrize("last", [[4e-4, 5e-4], [0.0, 0.0], [np.nan, np.nan]])
