@@ -255,12 +255,13 @@ def averaged(state: CodecState) -> Codec:
     return jax.tree.unflatten(structure, leaves)
 
 
-def train(config: CodecTrainingConfig, workdir: str) -> None:
-    """The run: goes on where `workdir` has a checkpoint, ends with the weights.
+def _read_data(
+    config: CodecTrainingConfig,
+) -> tuple[AugmentedVoxels, Bool[np.ndarray, "n R R R"]]:
+    """The rows to train on, and the voxels of the held-out objects.
 
     Raises:
-        UserError: no catalog, other resolution, a folder that cannot be written; the
-            training diverged.
+        UserError: they are missing, or of other resolutions.
     """
     rows = load_augmented(Path(config.catalog) / "augmented.npz")
     catalog = load_catalog(config.catalog)
@@ -276,7 +277,17 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
             f"{catalog.resolution}^3 voxels, training grids of {rows.resolution}^3; "
             "expected both, and equal: make the catalog and its copies anew"
         )
+    return rows, held_out_voxels
 
+
+def train(config: CodecTrainingConfig, workdir: str) -> None:
+    """The run: goes on where `workdir` has a checkpoint, ends with the weights.
+
+    Raises:
+        UserError: no catalog, other resolution, a folder that cannot be written; the
+            training diverged.
+    """
+    rows, held_out_voxels = _read_data(config)
     codec = Codec(config.codec, jax.random.key(config.seed))
     if config.refine:
         codec = torch_weights.load(config.refine, config.codec)

@@ -451,5 +451,6 @@ class Materials:
         sampler = {}
         if "sampler" in texture:
             sampler = self.file.item("sampler", texture["sampler"])
-        wrap = [WRAPS[sampler.get(name, 10497)] for name in ("wrapS", "wrapT")]
-        return Texture(found, (wrap[0], wrap[1]))
+        u: Wrap = WRAPS[sampler.get("wrapS", 10497)]
+        v: Wrap = WRAPS[sampler.get("wrapT", 10497)]
+        return Texture(found, (u, v))
