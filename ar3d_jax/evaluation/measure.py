@@ -27,6 +27,7 @@ from ar3d_jax.rewards.measuring import Measured, Measuring
 
 CHUNK = 16  # meshes handed over at a time
 AHEAD = 2  # chunks under way: the processes never wait for this one
+GRID = 4096.0  # places along a side on which voxels are told: 128 in a voxel
 PICTURE = 224  # pixels of a view in the picture of an object
 
 
@@ -172,7 +173,10 @@ def _look_at(path: Path, up: str, max_faces: int) -> Shape | None:
         mesh = meshes.load(path, up=up, max_faces=max_faces)
     except ValueError:
         return None
-    grid = voxels.voxelize(mesh.vertices, mesh.faces, record.RESOLUTION)
+    # A face between two voxels belongs to the upper one: the last bits of a file's
+    # numbers would decide where the faces of a voxel surface are, if nothing else did.
+    vertices = np.round(mesh.vertices * GRID) / GRID
+    grid = voxels.voxelize(vertices, mesh.faces, record.RESOLUTION)
     return Shape(geometry.health(mesh.vertices, mesh.faces), voxels.pack(grid))
 
 

@@ -160,11 +160,12 @@ def _difference(
     if cell.value == DASH:
         return cell
     mean, error = found["mean"], found.get("error")
+    value = fixed(mean, about["digits"], "+")
     verdict = ""
-    if error is not None and abs(mean) > BEYOND * error:
+    shown = any(digit in value for digit in "123456789")  # not +0.00: rounding
+    if shown and error is not None and abs(mean) > BEYOND * error:
         wanted = {"higher": mean > 0, "lower": mean < 0}.get(about["better"])
         verdict = {None: "differs", True: "better", False: "worse"}[wanted]
-    value = fixed(mean, about["digits"], "+")
     return dataclasses.replace(cell, value=value, verdict=verdict)
 
 

@@ -12,6 +12,7 @@ from ar3d_jax.render.pictures import REPEAT, lookup
 
 # Where a mesh has no colours: what ReCon++ was shown in half of its training, 0.4.
 NEUTRAL = 102
+GRID = np.float32(1 << 15)  # places along a side; int16 is within half of one
 
 
 def _face_normals(mesh: Mesh) -> Float[np.ndarray, "m 3"]:
@@ -35,17 +36,23 @@ def vertex_normals(mesh: Mesh) -> Float[np.ndarray, "n 3"]:
 
 
 def surface_points(
-    mesh: Mesh, count: int, seed: int
+    mesh: Mesh, count: int, seed: int, *, alike: bool = False
 ) -> tuple[Float[np.ndarray, "count 3"], UInt8[np.ndarray, "count 3"]]:
     """`count` points spread evenly over the surface, and their colours (sRGB).
 
     A triangle gets points by its area, uniform inside; colours are the mesh's own, as
     the paper's B.2.4 has it, or NEUTRAL where it has none. The same for the same seed.
+    With `alike`, a surface of voxels gets nearly the same points, too, if its numbers
+    were rounded to 16 bits: areas are then those of corners on a grid. Otherwise the
+    rounding of the first triangles decides which triangles some later points lie on.
 
     Raises:
         ValueError: the mesh has no area to put points on.
     """
-    edges = np.cumsum(np.linalg.norm(_face_normals(mesh), axis=1), dtype=np.float64)
+    measured = mesh
+    if alike:
+        measured = Mesh(np.round(mesh.vertices * GRID) / GRID, mesh.faces)
+    edges = np.cumsum(np.linalg.norm(_face_normals(measured), axis=1), dtype=np.float64)
     if not len(edges) or edges[-1] <= 0:
         raise ValueError("a mesh without area has no surface points")
     random = np.random.default_rng(seed)

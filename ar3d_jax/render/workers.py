@@ -75,7 +75,7 @@ def draw_file(
         path, up=up, max_faces=config.max_faces, colours=config.colours, notes=notes
     )
     renderer.draw(mesh, views, two_sided=True)
-    return _fill_points(mesh, points, colours, FILE_SEED), notes
+    return _fill_points(mesh, points, colours, FILE_SEED, alike=True), notes
 
 
 def _fill_points(
@@ -83,11 +83,13 @@ def _fill_points(
     points: Float[np.ndarray, "n 3"],
     colours: UInt8[np.ndarray, "n 3"],
     seed: int,
+    *,
+    alike: bool = False,
 ) -> int:
     points[:], colours[:] = 0.0, 0
     if not len(mesh.faces):
         return 0
-    points[:], colours[:] = surface_points(mesh, len(points), seed)
+    points[:], colours[:] = surface_points(mesh, len(points), seed, alike=alike)
     return len(points)
 
 

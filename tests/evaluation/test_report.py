@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from ar3d_jax.errors import UserError
-from ar3d_jax.evaluation import report, tables
+from ar3d_jax.evaluation import report, tables, wording
 from ar3d_jax.evaluation.markdown import escaped, markdown
 from ar3d_jax.evaluation.radar import radar
 from ar3d_jax.evaluation.ranking import best_and_worst
@@ -181,6 +181,8 @@ def test_without_a_clip_score_another_metric_decides():
         ("kd/judge", -1.0, 0.1, "better"),
         ("kd/judge", 1.0, 0.1, "worse"),
         ("components", 1.0, 0.1, "differs"),
+        ("clip_score/judge", 0.004, 0.0, ""),  # shown as +0.00
+        ("clip_score/judge", 0.006, 0.0, "better"),
     ],
 )
 def test_differences_beyond_two_errors_are_marked(metric, mean, error, verdict):
@@ -225,6 +227,22 @@ def test_failures_name_object_and_reason(tmp_path):
         text = (tmp_path / name).read_text()
         assert "not drawn" in text
         assert "nobody.glb" in text
+
+
+def test_what_was_passed_over_names_object_and_file(tmp_path):
+    made = many()
+    assert tables.noted(made) is None
+    note = {"id": "thing-0", "seed": 0, "notes": ["a.png is not there", "glows"]}
+    made["systems"][0]["coverage"]["refined"]["noted"] = [note]
+    assert tables.noted(made).rows == (
+        ("ours", "thing-0", "refined", "a.png is not there; glows"),
+    )
+    report.write(tmp_path, made)
+    for name in ("report.md", "index.html"):
+        assert "a.png is not there" in (tmp_path / name).read_text()
+    lines = wording.in_lines(made).splitlines()
+    (line,) = [line for line in lines if line.startswith("warning: 1 of them drawn")]
+    assert "thing-0: a.png is not there" in line
 
 
 def test_markdown_has_every_table(tmp_path):

@@ -80,3 +80,20 @@ def test_nothing_to_put_points_on():
     for mesh in (empty, line):
         with pytest.raises(ValueError, match="without area"):
             surface_points(mesh, 3, seed=0)
+
+
+def test_points_of_an_object_that_was_rounded_otherwise():
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 65), np.linspace(-0.5, 0.5, 65))
+    flat = np.stack([x.ravel(), y.ravel(), np.zeros(65**2)], 1).astype(np.float32)
+    corner = np.arange(65**2).reshape(65, 65)
+    a, b, c = (k.ravel() for k in (corner[:-1, :-1], corner[:-1, 1:], corner[1:, 1:]))
+    faces = np.stack([a, b, c], 1).astype(np.int32)
+    noise = np.random.default_rng(0).uniform(-7e-6, 7e-6, flat.shape)
+    mesh = Mesh(flat, faces)
+    other = Mesh((flat + noise).astype(np.float32), faces)
+    near = [surface_points(each, 20_000, 0, alike=True)[0] for each in (mesh, other)]
+    assert np.linalg.norm(near[0] - near[1], axis=1).max() < 1e-4
+    # Without it, some points lie on another triangle.
+    far = [surface_points(each, 20_000, 0)[0] for each in (mesh, other)]
+    assert (np.linalg.norm(far[0] - far[1], axis=1) > 1e-3).sum() > 10
+    np.testing.assert_allclose(near[0].mean(0), flat[faces].mean((0, 1)), atol=0.01)

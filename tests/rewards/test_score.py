@@ -1,5 +1,6 @@
 """Mesh files scored by command: numbers, order, tables, and what is refused."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -54,6 +55,7 @@ def files(tmp_path_factory):
     mesh_files.write_cube(folder / "cube.glb")
     write_box(folder / "box.obj")
     (folder / "none.ply").write_text("ply\n")
+    (folder / "lines.obj").write_text((folder / "box.obj").read_text() + "\nl 1 2")
     return folder
 
 
@@ -119,6 +121,16 @@ def test_flags_reach_the_workers(egl, files):
         usual = expected(path, prompt, roles)
         assert f"{usual['alignment']:.4f}" != f"{numbers['alignment']:.4f}"
     assert len(lines) == 4
+
+
+def test_what_was_passed_over_is_a_warning_of_its_file(egl, files):
+    meshes = [f"--mesh={files / name}" for name in ("box.obj", "lines.obj")]
+    done = command(*meshes, "--prompt=a box", "--json", "--roles=parts", *SMALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    box, lines = json.loads(done.stdout)["meshes"]
+    assert box["warnings"] == []
+    assert lines["warnings"] == ["has points or lines; only faces are drawn"]
+    assert box["scores"] == lines["scores"]
 
 
 def test_nothing_scored_is_status_1(egl, files):
@@ -271,6 +283,13 @@ def test_the_table():
         "mesh      parts  category",
         "       shapellm   qwen_vl",
         "a.glb    0.5000   10.1235",
+    ]
+    warned = dataclasses.replace(found[0], warnings=("glows", "has lines"))
+    assert score.as_table([warned], names).splitlines()[-4:] == [
+        "",
+        "a.glb, warning: glows",
+        "a.glb, warning: has lines",
+        "1 of 1 drawn with something passed over",
     ]
 
 
