@@ -16,8 +16,8 @@ CODE = SOURCES + sorted((ROOT / "configs").glob("*.py"))
 LAYERS = (
     {"shapes", "config", "sharding", "errors", "command", "optim", "weights", "hosts"}
     | {"config_checks", "config_rewards", "host_watch", "tensor_check", "contents"},
-    {"policy", "codec", "appearance", "data", "rewards.wire"},
-    {"rollout", "higrpo", "rewards", "render", "evaluation"},
+    {"policy", "codec", "appearance", "data", "render", "rewards.wire"},
+    {"rollout", "higrpo", "rewards", "render.workers", "evaluation"},
     {"checkpoint", "metrics"},
 )
 STRANGERS = {"rollout", "higrpo", "rewards"}  # they meet in train.py, through pytrees

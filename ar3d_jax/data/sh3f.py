@@ -5,21 +5,25 @@ z-up, normalises it and colours each face. What is done with the pieces is `cata
 """
 
 import dataclasses
-import io
 import re
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import trimesh
 from jaxtyping import Float, Int
-from trimesh.resolvers import Resolver
-from trimesh.visual.material import SimpleMaterial
+from PIL import Image
 
 from ar3d_jax.errors import UserError
+from ar3d_jax.render import obj
+from ar3d_jax.render.parts import Notes, Part
+from ar3d_jax.render.pictures import lookup
 
 PROPERTIES = "PluginFurnitureCatalog.properties"
+MAX_FACES = 5_000_000  # of a model; the largest has a tenth of it
+UNSAID = 0.7  # grey of faces without a material
+TEXTURE_SIDE = 32  # pixels to which a texture is averaged
 # Tags that name a source, or what the publisher's editor can do with the piece.
 NO_KEYWORDS = ("Blend Swap", "SCPTS", "Adjustable")
 
@@ -153,76 +157,61 @@ def _piece(properties: dict[str, str], number: int, source: str) -> Piece:
     )
 
 
-class _ZipResolver(Resolver):
-    """Materials and textures that lie beside the OBJ inside the zip."""
-
-    def __init__(self, archive: zipfile.ZipFile, folder: PurePosixPath) -> None:
-        self.archive, self.folder = archive, folder
-
-    def get(self, name: str) -> bytes:
-        return self.archive.read(str(self.folder / name.strip().removeprefix("./")))
-
-    def write(self, name: str, data: bytes) -> None:
-        raise OSError("furniture catalogs are only read")
-
-    def keys(self) -> list[str]:
-        return self.archive.namelist()
-
-    def namespaced(self, namespace: str) -> "_ZipResolver":
-        return _ZipResolver(self.archive, self.folder / namespace)
-
-
 def load_surface(archive: zipfile.ZipFile, piece: Piece) -> Surface:
     """The piece's mesh with a colour per face.
 
     Raises:
         Unusable: It has no model, the model cannot be read, or it has no surface.
     """
-    try:
-        data = archive.read(piece.model)
-    except KeyError as error:
-        raise Unusable(f"no file {piece.model or '(none named)'}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise Unusable(f"damaged zip: {error}") from error
-    resolver = _ZipResolver(archive, PurePosixPath(piece.model).parent)
-    try:
-        scene = trimesh.load_scene(
-            io.BytesIO(data), file_type="obj", resolver=resolver, process=False
-        )
-    except Exception as error:  # any fault of a stranger's file is a reason to skip it
-        raise Unusable(f"unreadable OBJ: {type(error).__name__}: {error}") from error
-    parts = [p for p in scene.geometry.values() if isinstance(p, trimesh.Trimesh)]
-    meshes = [mesh for mesh in parts if len(mesh.faces) and len(mesh.vertices)]
-    if not meshes:
-        raise Unusable("no triangles")
-    try:
-        rotation = np.array([*map(float, piece.rotation.split())]).reshape(3, 3)
-        return _surface(meshes, rotation)
-    except Unusable:
-        raise
-    except Exception as error:  # a texture that ends early, a rotation of 8 numbers
-        raise Unusable(f"unusable: {type(error).__name__}: {error}") from error
+    model = PurePosixPath(piece.model)
+    if piece.model not in archive.namelist():
+        raise Unusable(f"no file {piece.model or '(none named)'}")
+    beside = [  # materials and pictures
+        name
+        for name in archive.namelist()
+        if model.parent in PurePosixPath(name).parents
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            archive.extractall(folder, beside)
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise Unusable(f"damaged zip: {error}") from error
+        try:
+            parts = obj.read(
+                Path(folder) / model, max_faces=MAX_FACES, colours=True, notes=Notes()
+            )
+        except Exception as error:  # any fault of a stranger's file: skip it
+            reason = f"{type(error).__name__}: {error}"
+            raise Unusable(f"unreadable OBJ: {reason}") from error
+        if not parts:
+            raise Unusable("no triangles")
+        try:
+            rotation = np.array([*map(float, piece.rotation.split())]).reshape(3, 3)
+            return _surface(parts, rotation)
+        except Unusable:
+            raise
+        except Exception as error:  # a texture that ends early, a rotation of 8 numbers
+            raise Unusable(f"unusable: {type(error).__name__}: {error}") from error
 
 
-def _surface(meshes: list[trimesh.Trimesh], rotation: np.ndarray) -> Surface:
-    counts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes[:-1]])
+def _surface(parts: list[Part], rotation: np.ndarray) -> Surface:
+    counts = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
     faces = np.concatenate(
-        [mesh.faces + first for mesh, first in zip(meshes, counts, strict=True)]
+        [part.faces + first for part, first in zip(parts, counts, strict=True)]
     )
-    vertices = np.concatenate([mesh.vertices for mesh in meshes]) @ rotation.T
+    vertices = np.concatenate([part.vertices for part in parts]) @ rotation.T
     if not np.isfinite(vertices).all():
         raise Unusable("vertices are not finite")
     vertices = np.stack([vertices[:, 0], -vertices[:, 2], vertices[:, 1]], axis=1)
-    colours, names = zip(*map(_appearance, meshes), strict=True)
-    sizes = [len(mesh.faces) for mesh in meshes]
+    sizes = [len(part.faces) for part in parts]
     # Points that no triangle uses would count in the bounding box.
     used, faces = np.unique(faces, return_inverse=True)
     return Surface(
         vertices=normalise(vertices[used]).astype(np.float32),
         faces=faces.reshape(-1, 3).astype(np.int32),
-        colours=np.concatenate(colours).astype(np.float32),
-        materials=np.repeat(np.arange(len(meshes)), sizes).astype(np.int32),
-        material_names=names,
+        colours=np.concatenate([*map(_face_colours, parts)]).astype(np.float32),
+        materials=np.repeat(np.arange(len(parts)), sizes).astype(np.int32),
+        material_names=tuple(part.name for part in parts),
     )
 
 
@@ -239,28 +228,15 @@ def normalise(vertices: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     return (vertices - (low + high) / 2) / longest
 
 
-def _appearance(mesh: trimesh.Trimesh) -> tuple[np.ndarray, str]:
-    """Colour per face, and the material's name with its texture's."""
-    material = getattr(mesh.visual, "material", None)
-    if not isinstance(material, SimpleMaterial):
-        return np.full((len(mesh.faces), 3), 0.7), ""
-    image = material.image
-    name = f"{material.name or ''} {' '.join(material.kwargs.get('map_kd', []))}"
-    uv = getattr(mesh.visual, "uv", None)
-    if image is None or uv is None or len(uv) != len(mesh.vertices):
-        diffuse = np.asarray(material.diffuse[:3], float) / 255
-        return np.tile(diffuse, (len(mesh.faces), 1)), name
-    pixels = np.asarray(image.convert("RGB").resize((32, 32)), float) / 255
-    return _texture_colours(pixels, uv[mesh.faces].mean(axis=1)), name
-
-
-def _texture_colours(
-    pixels: Float[np.ndarray, "row column 3"], uv: Float[np.ndarray, "m 2"]
-) -> Float[np.ndarray, "m 3"]:
-    rows, columns = pixels.shape[:2]
-    uv = np.nan_to_num(uv) % 1
-    row = np.minimum(((1 - uv[:, 1]) * rows).astype(int), rows - 1)
-    return pixels[row, np.minimum((uv[:, 0] * columns).astype(int), columns - 1)]
+def _face_colours(part: Part) -> Float[np.ndarray, "m 3"]:
+    """Of each face: its material's colour, or its texture's around its middle."""
+    if part.texture is None and not part.name:
+        return np.full((len(part.faces), 3), UNSAID)
+    if part.texture is None:
+        return part.colours[part.faces[:, 0]]
+    image = Image.fromarray(part.texture.colours).resize((TEXTURE_SIDE,) * 2)
+    middle = part.uv[part.faces].astype(float).mean(axis=1)
+    return lookup(np.asarray(image), middle, part.texture.wrap) / 255
 
 
 def face_areas(

@@ -70,10 +70,12 @@ class Map:
     """A texture of a material, and how it lies on the surface.
 
     Attributes:
+        name: of the picture's file, as the material has it.
         texture: the picture.
         scale, offset: of places in it, along u and v (-s and -o).
     """
 
+    name: str
     texture: Texture
     scale: tuple[float, float]
     offset: tuple[float, float]
@@ -190,7 +192,7 @@ def _map(
         return None
     scale = [*map(float, options.get("-s", ())), 1.0, 1.0]
     offset = [*map(float, options.get("-o", ())), 0.0, 0.0]
-    return Map(texture, (scale[0], scale[1]), (offset[0], offset[1]))
+    return Map(text, texture, (scale[0], scale[1]), (offset[0], offset[1]))
 
 
 def _beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -56,6 +56,7 @@ def read(
         for polygons in faces:
             part = _part(content, polygons, found or mtl.Material(), colours, notes)
             if part is not None:
+                part.name = f"{name} {part.name}".strip()
                 parts.append(part)
     return parts
 
@@ -252,4 +253,5 @@ def _part(
         own if picture else own * material.colour,
         places(picture),
         picture.texture if picture else None,
+        picture.name if picture else "",
     )

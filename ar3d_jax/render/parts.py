@@ -46,6 +46,7 @@ class Part:
         colours: [n, 3] float64, sRGB in 0..1.
         uv: [n, 2] float32; (0, 0) is the first corner of a texture's first row.
         texture: on all triangles, or None.
+        name: of an OBJ: of its material and the material's picture.
     """
 
     vertices: np.ndarray
@@ -53,6 +54,7 @@ class Part:
     colours: np.ndarray
     uv: np.ndarray
     texture: Texture | None = None
+    name: str = ""
 
 
 def unit(values: Any) -> Float[np.ndarray, "n c"]:
