@@ -255,13 +255,11 @@ def averaged(state: CodecState) -> Codec:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _read_data(
-    config: CodecTrainingConfig,
-) -> tuple[AugmentedVoxels, Bool[np.ndarray, "n R R R"]]:
-    """The rows to train on, and the voxels of the held-out objects.
+def load_data(config: CodecTrainingConfig) -> tuple[AugmentedVoxels, np.ndarray]:
+    """The grids to train on, and the held-out objects' [n, R, R, R] bool.
 
     Raises:
-        UserError: they are missing, or of other resolutions.
+        UserError: no catalog, other resolution, nothing held out.
     """
     rows = load_augmented(Path(config.catalog) / "augmented.npz")
     catalog = load_catalog(config.catalog)
@@ -270,14 +268,14 @@ def _read_data(
             f"{config.catalog} has {rows.resolution}^3 voxels; codec.resolution is "
             f"{config.codec.resolution}: make the catalog with that --resolution"
         )
-    held_out_voxels = catalog.voxels[catalog.held_out]
-    if not len(held_out_voxels) or catalog.resolution != rows.resolution:
+    held_out = catalog.voxels[catalog.held_out]
+    if not len(held_out) or catalog.resolution != rows.resolution:
         raise UserError(
-            f"{config.catalog} has {len(held_out_voxels)} held-out objects of "
+            f"{config.catalog} has {len(held_out)} held-out objects of "
             f"{catalog.resolution}^3 voxels, training grids of {rows.resolution}^3; "
             "expected both, and equal: make the catalog and its copies anew"
         )
-    return rows, held_out_voxels
+    return rows, held_out
 
 
 def train(config: CodecTrainingConfig, workdir: str) -> None:
@@ -287,7 +285,7 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
         UserError: no catalog, other resolution, a folder that cannot be written; the
             training diverged.
     """
-    rows, held_out_voxels = _read_data(config)
+    rows, held_out = load_data(config)
     codec = Codec(config.codec, jax.random.key(config.seed))
     if config.refine:
         codec = torch_weights.load(config.refine, config.codec)
@@ -340,7 +338,7 @@ def train(config: CodecTrainingConfig, workdir: str) -> None:
             done = step + 1
             if done % config.eval_every == 0 or done == total:
                 quantise = phase is not Phase.CONTINUOUS
-                found = evaluate(state, held_out_voxels, quantise=quantise)
+                found = evaluate(state, held_out, quantise=quantise)
                 line["held_out/iou"] = found
                 log.say(f"step {done}: held-out IoU {found:.4f}")
             log.write(step, line)

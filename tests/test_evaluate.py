@@ -345,6 +345,7 @@ def test_compare_takes_a_list_of_words():
 def test_objects_of_other_weights_under_the_same_path_are_refused(weights, tmp_path):
     copy = shutil.copytree(weights, tmp_path / "weights")
     training, workdir = tmp_path / "training", tmp_path / "run"
+    workdir.mkdir()
     for step, digests in (("9", "nine"), ("10", "ten")):
         (training / "checkpoints" / step).mkdir(parents=True)
         (training / "checkpoints" / step / "digests.json").write_text(digests)
