@@ -234,7 +234,7 @@ def _face_colours(part: Part) -> Float[np.ndarray, "m 3"]:
         return np.full((len(part.faces), 3), UNSAID)
     if part.texture is None:
         return part.colours[part.faces[:, 0]]
-    image = Image.fromarray(part.texture.colours).resize((TEXTURE_SIDE,) * 2)
+    image = Image.fromarray(part.texture.colours).resize((TEXTURE_SIDE, TEXTURE_SIDE))
     middle = part.uv[part.faces].astype(float).mean(axis=1)
     return lookup(np.asarray(image), middle, part.texture.wrap) / 255
 
