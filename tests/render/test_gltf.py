@@ -306,6 +306,17 @@ def test_a_fan(tmp_path):
     assert mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
 
 
+def test_a_strip_is_wound_alike(tmp_path):
+    strip = {"attributes": {"POSITION": 0}, "indices": 2, "mode": 5}
+    tree, data = square(np.uint8([[0], [1], [3], [2]]))
+    tree["meshes"][0]["primitives"] = [strip]
+    mesh, _ = read(tmp_path, tree, data)
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    normals = np.cross(b - a, c - a)
+    assert len(normals) == 2
+    assert (normals[:, 1] < 0).all()  # towards the file's +z
+
+
 def test_points_and_lines_are_noted(tmp_path):
     tree, data = square()
     tree["meshes"][0]["primitives"] += [{"attributes": {"POSITION": 0}, "mode": 1}]

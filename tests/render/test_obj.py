@@ -155,6 +155,7 @@ def test_vertices_that_normals_split_stay_split(tmp_path):
         ("map_Kd -o 0 .5 a picture.png", PICTURE[::-1]),
         ("map_Kd -s 0.5 1 1 -clamp on a picture.png", PICTURE[:, [0, 0]]),
         ("map_Kd -o 1.5 0 -clamp on a picture.png", PICTURE[:, [1, 1]]),
+        ("map_Kd -s .5 1 -o .5 0 a picture.png", PICTURE[:, [1, 1]]),  # scaled first
         ("map_Kd -mm 0 2 -o 0 0 0 a picture.png", PICTURE * 2),
         ("map_Kd -mm 0.2 1 a picture.png", PICTURE + 51),
         ("map_Kd a picture.png\nTr 0\nillum 2\nmap_Bump b.png", PICTURE),
