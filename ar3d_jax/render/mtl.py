@@ -124,7 +124,11 @@ def _read_library(
     notes: Notes,
 ) -> None:
     material, dissolved = Material(), False
-    for line in io.StringIO(text_of(path.read_bytes())):
+    try:
+        text = text_of(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"has a library {path.name} that {error}") from error
+    for line in io.StringIO(text):
         words = uncommented(line).split()
         match words:
             case []:

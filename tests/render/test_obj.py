@@ -213,6 +213,12 @@ def test_the_colour_of_a_material_in_any_encoding(kd, expected, encoding, tmp_pa
     assert not notes
 
 
+def test_a_library_in_utf_16_is_refused_by_its_name(tmp_path):
+    (tmp_path / "a.mtl").write_text("newmtl m\nKd 1 0 0", "utf-16")
+    with pytest.raises(ValueError, match="has a library a.mtl that is UTF-16"):
+        load(tmp_path, "mtllib a.mtl\n" + PLACES + "f 1 2 3 4")
+
+
 def test_names_with_a_comment_behind_and_names_with_a_cross(tmp_path):
     library = "newmtl red # 1\nKd 1 0 0\nnewmtl Material #25\nKd 0 1 0\n"
     (tmp_path / "a.mtl").write_text(library)
