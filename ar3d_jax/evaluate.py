@@ -368,15 +368,7 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
     references = benchmark
     if not any(item.truth for item in benchmark.items):
         references = benchmarks.load("catalog", "", 0, workdir / "truth")
-    named = {system.name: system.source for system in systems}
-    held = {
-        of.name: sources.held(
-            of.config, of.checkpoint, "best" if of.best else "checkpoints"
-        )
-        for of in systems
-        if not of.folder
-    }
-    settings.remember(config, named, held, workdir)
+    _remember(config, systems, workdir)
 
     answers = [objects_of(system, benchmark, config, workdir) for system in systems]
     truth = measure_truth(references.items, look, config, networks, workdir)
@@ -398,6 +390,23 @@ def evaluate(config: EvalConfig, systems: Sequence[System], workdir: Path) -> No
     print(
         f"{workdir / 'index.html'}: {len(benchmark.items)} objects of {benchmark.name}"
     )
+
+
+def _remember(config: EvalConfig, systems: Sequence[System], workdir: Path) -> None:
+    """Writes the settings, and refuses a workdir whose objects had others.
+
+    Raises:
+        UserError: as `settings.remember`.
+    """
+    named = {system.name: system.source for system in systems}
+    held = {
+        of.name: sources.held(
+            of.config, of.checkpoint, "best" if of.best else "checkpoints"
+        )
+        for of in systems
+        if not of.folder
+    }
+    settings.remember(config, named, held, workdir)
 
 
 # --- The command ----------------------------------------------------------------------

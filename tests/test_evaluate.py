@@ -127,15 +127,15 @@ DAMAGED += ['{"config": 3, "systems": {}}', '{"config": null, "systems": {}}']
 def test_damaged_settings_are_set_aside_in_one_line(tmp_path, capsys, text):
     state, config = tmp_path / "evaluation.json", EvalConfig()
     state.write_text(text)
-    settings.remember(config, {"base": "shipped"}, tmp_path)
+    settings.remember(config, {"base": "shipped"}, {}, tmp_path)
     said = capsys.readouterr().err
     assert said.startswith(f"{state} is damaged, now evaluation.json.damaged: going on")
     assert said.count("\n") == 1
     assert (tmp_path / "evaluation.json.damaged").read_text() == text
-    settings.remember(config, {"base": "shipped"}, tmp_path)  # whole again
+    settings.remember(config, {"base": "shipped"}, {}, tmp_path)  # whole again
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="objects of base from shipped, not other"):
-        settings.remember(config, {"base": "other"}, tmp_path)
+        settings.remember(config, {"base": "other"}, {}, tmp_path)
 
 
 @pytest.mark.parametrize(
