@@ -12,7 +12,7 @@ some thousands here, and know nothing of what a line is for. Most of what surviv
 is equivalent (a message, a block size, a layout), so their number says little, and each
 run of a test that traces JAX programs costs 5 to 40 seconds of compiling. The list has
 the mistakes that matter to the method's result, each with the few tests that are to
-notice it, and takes minutes.
+notice it: 2 to 40 seconds each, an hour in all.
 
 What would make the answer worthless ends with status 1, too:
 
