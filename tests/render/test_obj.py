@@ -215,7 +215,7 @@ def test_the_colour_of_a_material_in_any_encoding(kd, expected, encoding, tmp_pa
 
 def test_a_library_in_utf_16_is_refused_by_its_name(tmp_path):
     (tmp_path / "a.mtl").write_text("newmtl m\nKd 1 0 0", "utf-16")
-    with pytest.raises(ValueError, match="has a library a.mtl that is UTF-16"):
+    with pytest.raises(ValueError, match=r"has a library a\.mtl that is UTF-16"):
         load(tmp_path, "mtllib a.mtl\n" + PLACES + "f 1 2 3 4")
 
 
