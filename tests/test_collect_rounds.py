@@ -239,7 +239,10 @@ def test_one_step_training_is_rewarded_by_its_ensemble(tmp_path, ensemble):
 
 
 def test_what_the_metrics_say_of_a_batch_by_hand(tmp_path):
-    """The coarse reward is the coarse shapes' own, without what they led to."""
+    """The coarse reward is the coarse shapes' own, without what they led to.
+
+    What was sampled first is beside what was kept: its groups are of two rows here.
+    """
     config = dataclasses.replace(
         small_config(tmp_path), rewards=RewardsConfig(weights=PREFERENCES)
     )
@@ -254,6 +257,12 @@ def test_what_the_metrics_say_of_a_batch_by_hand(tmp_path):
         {"coarse": (sequence,), "refined": (sequence,)},
         scores,
         {name: of.reshape(GROUPS, G) for name, of in trained_on.items()},
+        all_scores={
+            "coarse": {"preference": np.array([0.0, 0, 3, NAN])},
+            "refined": {"preference": np.array([4.0, 0, 0, 0])},
+        },
+        all_rewards={"coarse": np.array([[4.0, 0], [0, 0]])},
+        truncated=collections.Counter({"coarse": 1, "refined": 3}),
         missing=collections.Counter({"coarse/preference": 1}),
         scored=ROWS,
         replaced=3,
@@ -266,6 +275,12 @@ def test_what_the_metrics_say_of_a_batch_by_hand(tmp_path):
         >= {
             "reward/coarse": 2.0,
             "reward/refined": 25.0,
+            "reward/coarse_all": 1.0,
+            "reward/refined_all": 1.0,
+            "reward/coarse_std_all": 1.0,
+            "plans_truncated/coarse": 0.25,
+            "plans_truncated/refined": 0.75,
+            "plans_truncated": 0.5,
             "score/coarse/preference": 2.0,
             "score/refined/preference": 25.0,
             "score_missing": 1,
