@@ -212,7 +212,10 @@ def test_the_config_says_what_flags_do_not(tmp_path, prompts, monkeypatch):
         (["--out="], "--out=; expected the .jsonl file to write"),
         (["--out={}/parts.txt"], "parts.txt; expected the .jsonl file"),
         (["--prompts={}/none.txt"], "prompts file {}/none.txt: No such file"),
-        (["--prompts=nothing"], "prompts file nothing: expected a .txt, .csv or .jsonl"),
+        (
+            ["--prompts=nothing"],
+            "prompts file nothing: expected a .txt, .csv or .jsonl",
+        ),
         (["--backend=remote"], "flag --backend=remote"),
         (["--backend=openai"], "rewards.qwen_vl.endpoints is (); expected one http"),
         (
