@@ -17,7 +17,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ar3d_jax.render.gltf_file import File, extension, known
-from ar3d_jax.render.parts import Notes, Part, check_corners, refuse, seen, unit
+from ar3d_jax.render.parts import (
+    Notes,
+    Part,
+    check_corners,
+    refuse,
+    seen,
+    strip,
+    unit,
+)
 from ar3d_jax.render.pictures import REPEAT, Texture, Wrap, open_texture
 
 TRIANGLES, STRIP, FAN = 4, 5, 6  # modes of primitives; below are points and lines
@@ -313,14 +321,10 @@ def _triangles(corners: Int[np.ndarray, " k"], mode: int) -> Int[np.ndarray, "m 
     """Triangles, wound alike, of a list, a strip or a fan."""
     if mode == TRIANGLES:
         return corners[: len(corners) // 3 * 3].reshape(-1, 3)
-    if len(corners) < 3:
-        return np.zeros((0, 3), np.int64)
-    if mode == FAN:
-        middle = np.full(len(corners) - 2, corners[0])
-        return np.stack([middle, corners[1:-1], corners[2:]], 1)
-    faces = np.stack([corners[:-2], corners[1:-1], corners[2:]], 1)
-    faces[1::2] = faces[1::2, [0, 2, 1]]
-    return faces
+    if mode == STRIP or len(corners) < 3:
+        return strip(corners)
+    middle = np.full(len(corners) - 2, corners[0])
+    return np.stack([middle, corners[1:-1], corners[2:]], 1)
 
 
 # --- Materials ------------------------------------------------------------------------

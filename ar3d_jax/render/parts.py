@@ -117,6 +117,15 @@ def seen(
     return faces[visible]
 
 
+def strip(corners: Int[np.ndarray, " k"]) -> Int[np.ndarray, "m 3"]:
+    """The triangles of a strip of k corners, wound alike; none of fewer than three."""
+    if len(corners) < 3:
+        return np.zeros((0, 3), np.int64)
+    faces = np.stack([corners[:-2], corners[1:-1], corners[2:]], 1)
+    faces[1::2] = faces[1::2, [0, 2, 1]]
+    return faces
+
+
 def triangles(
     points: Float[np.ndarray, "n 3"], polygons: Int[np.ndarray, "m k"]
 ) -> Int[np.ndarray, "t 3"]:

@@ -22,6 +22,7 @@ from ar3d_jax.render.parts import (
     check_corners,
     refuse,
     seen,
+    strip,
     triangles,
     unit,
 )
@@ -302,11 +303,7 @@ def _strips(
     found = [np.zeros((0, 3), np.int64)]
     for row in np.split(items, lengths.cumsum()[:-1]):
         for run in np.split(row, np.flatnonzero(row == -1)):
-            run = run[run != -1]
-            if len(run) >= 3:
-                faces = np.stack([run[:-2], run[1:-1], run[2:]], 1)
-                faces[1::2] = faces[1::2, [0, 2, 1]]
-                found.append(faces)
+            found.append(strip(run[run != -1]))
     return np.concatenate(found)
 
 
